@@ -1,0 +1,398 @@
+"""The `diffbody` command. What is slow to import (numpy, torch, diffusers) is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from diffbody_ref import __version__
+from runtime.console import progress_bars, report, user_errors
+
+if TYPE_CHECKING:
+    from diffbody_ref.ops.options import RestoreOptions
+    from runtime.files import Restore
+
+from diffbody_ref.weights import NANO_FOLDER
+DEVICES = ("auto", "cpu", "cuda")
+
+app = typer.Typer(
+    name="diffbody",
+    help="Restore degraded pictures of people with a diffusion model that knows the human body.",
+    epilog="`diffbody COMMAND --help` explains a command with examples. DIFFBODY_DEBUG=1 shows tracebacks of errors.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line; the exit code is 0, 2 for bad input, 130 when interrupted."""
+    with user_errors():
+        sys.exit(app(arguments, prog_name="diffbody", standalone_mode=False) or 0)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"diffbody {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def _number(help: str) -> Any:
+    """An option whose default is the model's."""
+    return typer.Option(help=f"{help} Default: the model's.", show_default=False)
+
+
+# Options that several commands share.
+Model = Annotated[str, typer.Option(help="`nano`, which is built in, or a folder with a model_index.json.")]
+Steps = Annotated[
+    int, typer.Option(help="Denoising steps, 1 to 1000. Fewer are faster; below 20 take --sampler dpm++.")
+]
+Guidance = Annotated[
+    float | None, _number("Classifier-free guidance by the prompt, from 0; 1 is off and twice as fast.")
+]
+BodyGuidance = Annotated[float | None, _number("Strength of body-part guidance (eq. 6), from 0; 0 is off and faster.")]
+Strength = Annotated[
+    float | None, _number("Above 0, to 1: from noise. Less starts from, and stays near, the regression.")
+]
+Sampler = Annotated[str, typer.Option(help="`ddpm` (the paper's), `ddim` or `dpm++`.")]
+Colour = Annotated[str, typer.Option(help="Colours after the regression result: `wavelet`, `adain` or `none`.")]
+Device = Annotated[str, typer.Option(help="`auto` (a CUDA GPU if there is one), `cpu` or `cuda`.")]
+
+
+@app.command(no_args_is_help=True)
+def restore(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT", help="Pictures, or folders of pictures (png, jpg, webp, bmp, tiff)."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="File (png, jpg, webp) for one picture, or a folder. Default: beside the input."
+        ),
+    ] = None,
+    model: Model = "nano",
+    prompt: Annotated[str, typer.Option(help="What the picture shows, from head to toe; may stay empty.")] = "",
+    negative_prompt: Annotated[str, typer.Option(help="What the picture should not look like.")] = "",
+    steps: Steps = 50,
+    guidance_scale: Guidance = None,
+    body_guidance_scale: BodyGuidance = None,
+    body_guidance_every: Annotated[int, typer.Option(help="Body guidance at every k-th step only, from 1.")] = 1,
+    strength: Strength = None,
+    sampler: Sampler = "ddpm",
+    colour_fix: Colour = "wavelet",
+    upscale: Annotated[
+        float | None,
+        typer.Option(
+            help="Output over input size, up to 16. Default: 1, but at least the model's area.", show_default=False
+        ),
+    ] = None,
+    tile_size: Annotated[
+        int | None, _number("Pixels, from 128. Larger pictures are done in tiles; small tiles need little memory.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="From 0. The same seed gives the same picture.")] = 0,
+    device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Also write NAME.restored_before_after.png.")] = False,
+    intermediates: Annotated[
+        bool,
+        typer.Option(
+            "--intermediates",
+            help="Also write what the stages found: NAME.restored_{regression,pose,attention,loss}.png.",
+        ),
+    ] = False,
+) -> None:
+    """Restore pictures of people: photo.jpg becomes photo.restored.png.
+
+    Of several pictures, one that fails does not stop the others, and what is restored already is skipped, so that an
+    interrupted run can just be started again. The exit code is 2 if any failed.
+
+    Examples:
+
+    - `diffbody restore photo.jpg`
+
+    - `diffbody restore photo.jpg -o better.png --upscale 2 --prompt "a woman with short brown hair, a red coat"`
+
+    - `diffbody restore holidays/ -o restored/ --compare`
+
+    - `diffbody restore photo.jpg --sampler dpm++ --steps 15 --body-guidance-every 3` (several times faster)
+    """
+    from runtime import files
+    from runtime.companions import INTERMEDIATES
+
+    settings = given(
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        body_guidance_scale=body_guidance_scale,
+        body_guidance_every=body_guidance_every,
+        strength=strength,
+        sampler=sampler,
+        colour_fix=colour_fix,
+        upscale=upscale,
+        tile_size=tile_size,
+    )
+    check_options(settings, seed, device)
+    folder = model_folder(model)
+    jobs = files.plan(inputs, out)
+    companions = ("before_after",) * compare + INTERMEDIATES * intermediates
+    single = len(inputs) == 1 and not inputs[0].is_dir()
+    if single and not overwrite:
+        files.check_absent([jobs[0].target, *(jobs[0].companion(name) for name in companions)])
+
+    call = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed, **settings}
+    with progress_bars() as bar:
+        pictures = bar.add_task("pictures", total=len(jobs))
+        step = bar.add_task("steps", total=steps)
+        summary = files.run(
+            jobs,
+            lambda: load_restore(folder, device, call, companions, lambda i, n: bar.update(step, completed=i, total=n)),
+            overwrite=overwrite,
+            companions=companions,
+            progress=lambda i, job: bar.update(pictures, completed=i, description=job.source.name),
+        )
+    report(summary, companions, single)
+
+
+@app.command(no_args_is_help=True)
+def train(
+    stage: Annotated[
+        str,
+        typer.Argument(metavar="STAGE", help="`swinir`, `vae`, `pose`, `parts` or `diffusion`, as the file says too."),
+    ],
+    config: Annotated[
+        Path, typer.Option(help="TOML file; diffbody_ref/training/configs holds nano's and the paper's.")
+    ],
+    stop_after: Annotated[
+        int | None,
+        typer.Option(help="Stop at this step with a checkpoint; the same command goes on.", show_default=False, min=1),
+    ] = None,
+) -> None:
+    """Train one stage, from its newest checkpoint where there is one.
+
+    The stages build on each other in this order: `swinir`, `vae`, `pose`, `parts`, `diffusion`. Trained networks are
+    written to the pipeline folder that the file names; `diffbody restore --model FOLDER` uses it once all are there.
+
+    Example:
+
+    - `diffbody train swinir --config diffbody_ref/training/configs/nano/swinir.toml`
+    """
+    from diffbody_ref.training.config import load_config
+
+    loaded = load_config(config)
+    if loaded.stage != stage:
+        raise ValueError(f"{config} configures the stage {loaded.stage!r}, not {stage!r}")
+    from diffbody_ref.training.loop import train as train_stage
+
+    print(f"trained {stage}: {train_stage(loaded, stop_after)}")
+
+
+@app.command(no_args_is_help=True)
+def synth(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the training set; made, or gone on with.")],
+    identities: Annotated[int, typer.Option(help="How many people, from 1.")],
+    views: Annotated[int, typer.Option(help="Pictures of each, from 1.")] = 4,
+    seed: Annotated[int, typer.Option(help="From 0. The same seed gives the same pictures.")] = 0,
+    height: Annotated[int, typer.Option(help="Pixels; 256 for nano, 1024 for the paper's size.")] = 256,
+    width: Annotated[int, typer.Option(help="Pixels; 128 for nano, 512 for the paper's size.")] = 128,
+    first_identity: Annotated[int, typer.Option(help="Number of the first person; other numbers, other people.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+) -> None:
+    """Render synthetic people with ground truth: keypoints, part masks, identity, caption. Nothing is downloaded.
+
+    An interrupted run goes on where it stopped.
+
+    Examples:
+
+    - `diffbody synth data/train --identities 2000`
+
+    - `diffbody synth data/held-out --identities 50 --first-identity 100000` (people who are not in the first one)
+    """
+    from diffbody_ref.data.synthetic.dataset import synthesize
+
+    with progress_bars() as bar:
+        task = bar.add_task("pictures", total=identities * views)
+        show = lambda count, total: bar.update(task, completed=count, total=total)  # noqa: E731
+        done = synthesize(out, identities, views, seed, height, width, first_identity, workers, show)
+    rate = f" in {done.seconds:.1f} s, {done.pictures_per_second:.2f} pictures/s" if done.rendered else ""
+    print(f"{out}: {done.pictures} pictures, {done.rendered} rendered now{rate}")
+
+
+@app.command(no_args_is_help=True)
+def evaluate(
+    data: Annotated[
+        list[Path], typer.Argument(metavar="DATA", help="Folders that `diffbody synth` wrote, not used to train.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.md, report.json and grid.png.")],
+    model: Model = "nano",
+    count: Annotated[
+        int | None,
+        typer.Option(help="Pictures, drawn at random; a larger count continues. Default: all.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw, the degradations and the noise.")] = 0,
+    degradation: Annotated[str, typer.Option(help="`nano` (for 256x128) or `paper` (for 1024x512).")] = "nano",
+    steps: Steps = 50,
+    guidance_scale: Guidance = None,
+    body_guidance_scale: BodyGuidance = None,
+    strength: Strength = None,
+    sampler: Sampler = "ddpm",
+    colour_fix: Colour = "wavelet",
+    captions: Annotated[bool, typer.Option(help="Use each picture's caption as its prompt.")] = True,
+    batch_size: Annotated[int, typer.Option(help="Pictures at once.")] = 1,
+    device: Device = "auto",
+) -> None:
+    """Measure how well a model restores people it was not trained on: PSNR, SSIM and sharpness of each stage.
+
+    Each picture is degraded by a seeded draw and restored. Results are kept picture by picture, so an interrupted run
+    can just be started again.
+
+    Examples:
+
+    - `diffbody synth data/held-out --identities 50 --first-identity 100000`
+
+    - `diffbody evaluate data/held-out -o out/evaluation --count 100`
+    """
+    settings = given(
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        body_guidance_scale=body_guidance_scale,
+        strength=strength,
+        sampler=sampler,
+        colour_fix=colour_fix,
+    )
+    check_options(settings, seed, device)
+    folder = model_folder(model)
+    from diffbody_ref.data.datasets import PeopleFolder
+
+    people = PeopleFolder(data)
+    from diffbody_ref.evaluation import EvaluateConfig
+    from diffbody_ref.evaluation import evaluate as evaluate_pipeline
+
+    more = given(count=count, seed=seed, degradation=degradation, use_captions=captions, batch_size=batch_size)
+    config = EvaluateConfig(**settings, **more)
+    with progress_bars() as bar:
+        task = bar.add_task("pictures", total=None)
+        show = lambda count, total: bar.update(task, completed=count, total=total)  # noqa: E731
+        evaluate_pipeline(load_pipeline(folder, device), people, config, out, show)
+    print(out / "report.md")
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The values that are not None: the others stay the model's or the class's own."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def check_options(settings: dict[str, Any], seed: int, device: str) -> RestoreOptions:
+    """What can be checked without a model is checked before one is loaded; messages name the flags.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+    from diffbody_ref.ops.noise import check_seed
+    from diffbody_ref.ops.options import RestoreOptions
+
+    check_seed(seed, "--seed")
+    if device not in DEVICES:
+        raise ValueError(f"unknown --device {device!r}, choose one of {', '.join(DEVICES)}")
+    flags = {name: f"--{name.replace('_', '-')}" for name in settings} | {"num_inference_steps": "--steps"}
+    try:
+        return RestoreOptions(**settings)
+    except ValueError as error:
+        names = "|".join(sorted(flags, key=len, reverse=True))
+        raise ValueError(re.sub(rf"\b({names})\b", lambda found: flags[found[0]], str(error), count=1)) from None
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a preset's name or of a path.
+
+    Raises:
+        ValueError: neither.
+    """
+    folder = NANO_FOLDER if name == "nano" else Path(name)
+    if (folder / "model_index.json").is_file():
+        return folder
+    if folder.is_dir():
+        raise ValueError(f"{folder}: not a DiffBody model, it has no model_index.json")
+    if name == "nano":
+        raise ValueError("the weights of 'nano' are not in this installation; give a model's folder by --model")
+    raise ValueError(f"unknown --model {name!r}: neither the preset 'nano' nor a folder with a model_index.json")
+
+
+def load_pipeline(folder: Path, device: str) -> Any:
+    """A `DiffBodyPipeline` on a device.
+
+    Raises:
+        ValueError: CUDA was asked for and is not there.
+    """
+    import torch
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    from diffbody_ref.pipeline import DiffBodyPipeline
+
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ValueError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+    return DiffBodyPipeline.from_pretrained(folder).to("cuda" if available and device != "cpu" else "cpu")
+
+
+def load_restore(
+    folder: Path, device: str, call: dict[str, Any], companions: tuple[str, ...], on_step: Callable[[int, int], None]
+) -> Restore:
+    """A function that restores one picture, for `runtime.files.run`.
+
+    Args:
+        call: keyword arguments of the pipeline.
+        companions: see `runtime.companions.draw`.
+        on_step: called with (steps done, steps in all).
+    """
+    import numpy as np
+
+    from diffbody_ref.ops.images import Picture, resize
+    from diffbody_ref.ops.schedule import steps_to_run
+    from runtime.companions import draw
+    from runtime.files import Restored
+
+    pipeline = load_pipeline(folder, device)
+    steps = steps_to_run(call["num_inference_steps"], call.get("strength", pipeline.config.strength))
+
+    def restore_one(picture: Picture) -> Restored:
+        on_step(0, steps)
+        result = pipeline(
+            picture,
+            **call,
+            output_type="np",
+            return_intermediates=True,
+            callback_on_step_end=lambda pipe, step, timestep, tensors: on_step(step + 1, steps),
+        )
+        pixels, found = result.images[0], result.intermediates[0]
+        made = draw(companions, picture.pixels, pixels, found)
+        alpha = (
+            None
+            if picture.alpha is None
+            else np.clip(resize(picture.alpha, pixels.shape[0], pixels.shape[1]), 0.0, 1.0)
+        )
+        return Restored(Picture(pixels, alpha), made, result.notices[0])
+
+    return restore_one
+
+
+if __name__ == "__main__":
+    main()

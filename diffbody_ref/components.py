@@ -1,0 +1,114 @@
+"""The pipeline's components: how each is built at a preset's size, and loaded from a folder in diffusers' layout."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from diffbody_ref.models import parts, pose, swinir
+from diffbody_ref.models.control import ControlBranch
+from diffbody_ref.models.text import build_text_encoder, build_tokenizer
+from diffbody_ref.models.unet import build_unet
+from diffbody_ref.models.vae import build_vae
+from diffbody_ref.ops.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
+
+PRESETS = ("nano", "sd21")
+
+COMPONENT_CLASSES: dict[str, type[Any]] = {
+    "swinir": swinir.SwinIR,
+    "pose_detector": pose.PersonDetector,
+    "pose": pose.PoseEstimator,
+    "parts": parts.PartNet,
+    "tokenizer": CLIPTokenizer,
+    "text_encoder": CLIPTextModel,
+    "vae": AutoencoderKL,
+    "unet": UNet2DConditionModel,
+    "control": ControlBranch,
+    "scheduler": DDPMScheduler,
+}
+
+
+def build_scheduler(preset: str) -> DDPMScheduler:
+    """Stable Diffusion's noise schedule (scaled-linear betas, ε-prediction), the same at both sizes."""
+    return DDPMScheduler(
+        num_train_timesteps=NUM_TRAIN_TIMESTEPS,
+        beta_start=BETA_START,
+        beta_end=BETA_END,
+        beta_schedule="scaled_linear",
+        variance_type="fixed_small",
+        clip_sample=False,
+        prediction_type="epsilon",
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
+
+
+BUILDERS: dict[str, Callable[[str], Any]] = {
+    "swinir": lambda preset: swinir.SwinIR(_sized(swinir, preset)),
+    "pose_detector": lambda preset: pose.PersonDetector(
+        {"sd21": pose.SD21_DETECTOR, "nano": pose.NANO_DETECTOR}[preset]
+    ),
+    "pose": lambda preset: pose.PoseEstimator({"sd21": pose.SD21_POSE, "nano": pose.NANO_POSE}[preset]),
+    "parts": lambda preset: parts.PartNet(_sized(parts, preset)),
+    "tokenizer": lambda preset: build_tokenizer(),
+    "text_encoder": build_text_encoder,
+    "vae": build_vae,
+    "unet": build_unet,
+    "control": lambda preset: ControlBranch.from_unet(
+        build_unet(preset), len(parts.part_names(_sized(parts, preset).part_set))
+    ),
+    "scheduler": build_scheduler,
+}
+
+
+def build_component(name: str, preset: str) -> Any:
+    """One component at a preset's size, with random weights (torch's global generator draws them).
+
+    Raises:
+        ValueError: unknown preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; known are {', '.join(PRESETS)}")
+    return BUILDERS[name](preset)
+
+
+def load_component(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """One component from `folder/name`, its weights as `dtype`.
+
+    Raises:
+        FileNotFoundError: the folder does not hold it.
+    """
+    if not (folder / name).is_dir():
+        raise FileNotFoundError(f"{folder}: no component {name!r} there; train or import it first")
+    kind = COMPONENT_CLASSES[name]
+    if not issubclass(kind, torch.nn.Module):
+        return kind.from_pretrained(folder / name)
+    return kind.from_pretrained(folder / name, torch_dtype=dtype, use_safetensors=True)
+
+
+def load_or_build_component(folder: Path, name: str, preset: str) -> Any:
+    """From the folder where it is there, else fresh at the preset's size."""
+    return load_component(folder, name) if (folder / name).is_dir() else build_component(name, preset)
+
+
+def save_component(folder: Path, name: str, component: Any) -> None:
+    """Write `folder/name`, replacing what was there only once the new one is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh, old = folder / f".{name}.new", folder / f".{name}.old"
+    shutil.rmtree(fresh, ignore_errors=True)
+    component.save_pretrained(fresh)
+    if (folder / name).exists():
+        shutil.rmtree(old, ignore_errors=True)
+        (folder / name).rename(old)
+    fresh.rename(folder / name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sized(module: Any, preset: str) -> Any:
+    return {"sd21": module.SD21, "nano": module.NANO}[preset]

@@ -1,0 +1,1 @@
+"""Synthetic pictures of people, rendered from a parametric body, with labels that line up to the pixel."""

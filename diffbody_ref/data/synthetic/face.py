@@ -1,0 +1,81 @@
+"""The 68 face keypoints (iBUG-68) as fixed places on the body's skin, found once on the template seen from the front."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffbody_ref.data.synthetic.tracing import Scene
+from diffbody_ref.ops import keypoints as kp
+
+# Millimetres of the template, (x to the person's left, z up), by number within the 68; the mirror images follow.
+_LEFT_HALF: dict[int, tuple[float, float]] = {
+    # jaw, chin to ear
+    8: (0, 617.5),
+    9: (13, 620),
+    10: (27, 626),
+    11: (38.5, 636),
+    12: (48.5, 649.5),
+    13: (56, 664),
+    14: (62, 681),
+    15: (67.5, 702),
+    16: (71, 727),
+    # brow, inwards to outwards
+    22: (13, 747.5),
+    23: (23, 752),
+    24: (33, 755),
+    25: (43, 756),
+    26: (53, 754.4),
+    # nose
+    27: (0, 738.5),
+    28: (0, 724),
+    29: (0, 709),
+    30: (0, 693.5),
+    33: (0, 683.5),
+    34: (7.5, 684.5),
+    35: (13.5, 686.5),
+    # eye: inner corner, upper lid, outer corner, lower lid
+    42: (18.8, 726.5),
+    43: (27.5, 733.6),
+    44: (36.5, 733.8),
+    45: (44.8, 728.5),
+    46: (36.5, 723.4),
+    47: (27.5, 723.6),
+    # outer lips, then inner lips
+    51: (0, 668.5),
+    52: (6, 670.5),
+    53: (15.5, 668),
+    54: (25.5, 661.5),
+    55: (16, 652.5),
+    56: (7, 649.5),
+    57: (0, 649),
+    62: (0, 662.8),
+    63: (10, 662.6),
+    64: (22.5, 662.2),
+    65: (10, 658.6),
+    66: (0, 658.4),
+}
+
+
+def template_points() -> np.ndarray:
+    """float64 (68, 2): x and z in metres on the template, from the front."""
+    out = np.zeros((68, 2))
+    for number, (x, z) in _LEFT_HALF.items():
+        mirror = int(kp.FLIP[kp.FACE.start + number]) - kp.FACE.start
+        out[mirror] = -x / 1000, z / 1000
+        out[number] = x / 1000, z / 1000
+    return out
+
+
+def face_points(template: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the points lie on the skin.
+
+    Args:
+        template: (N, 3) vertices; faces: (F, 3) triangles.
+
+    Returns:
+        int (68, 3) vertices and float32 (68, 3) weights.
+    """
+    x, z = template_points().T
+    scene = Scene(template, faces, np.ones_like(template))
+    face, _, weights = scene.trace(np.stack([x, np.full(68, -1.0), z], 1), np.tile([0.0, 1.0, 0.0], (68, 1)))
+    return faces[face], weights

@@ -1,0 +1,225 @@
+"""SwinIR as DiffBIR configures it: the regression stage r = SwinIR(y) (Liang et al. 2021, arXiv:2108.10257).
+
+The picture is pixel-unshuffled before the first convolution, so that the transformer works on a small grid, and brought
+back by nearest-neighbour upsampling and convolutions. Parameter names are those of DiffBIR's checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffbody_ref.models.attention import attention
+from diffbody_ref.models.base import ConfiguredModel
+
+MASKED = -100.0  # added to the logits of pairs that the cyclic shift brought together, as in Swin
+
+
+@dataclass(frozen=True)
+class SwinIRConfig:
+    """Sizes; the defaults are DiffBIR's.
+
+    Attributes:
+        unshuffle: pixels per cell of the transformer's grid along a side, a power of 2.
+        embed_dim: channels of the transformer. depths, num_heads: per group of layers.
+        window_size: side of an attention window in cells.
+        mlp_ratio: hidden over embedded channels.
+        num_feat: channels of the upsampler.
+        global_residual: add the input to the output, so that training starts from the identity.
+    """
+
+    unshuffle: int = 8
+    embed_dim: int = 180
+    depths: tuple[int, ...] = (6,) * 8
+    num_heads: tuple[int, ...] = (6,) * 8
+    window_size: int = 8
+    mlp_ratio: float = 2.0
+    num_feat: int = 64
+    global_residual: bool = False
+
+    def __post_init__(self) -> None:
+        if self.unshuffle < 2 or self.unshuffle & (self.unshuffle - 1):
+            raise ValueError(f"unshuffle is {self.unshuffle}; it must be a power of 2 of at least 2")
+        if len(self.depths) != len(self.num_heads):
+            raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} must be equally long")
+
+
+SD21 = SwinIRConfig()
+NANO = SwinIRConfig(unshuffle=4, embed_dim=64, depths=(4, 4), num_heads=(4, 4), num_feat=32, global_residual=True)
+
+
+class SwinIR(ConfiguredModel):
+    """(B, 3, H, W), RGB in [0, 1], of any size → the same shape, about [0, 1], not clamped."""
+
+    config_dataclass = SwinIRConfig
+
+    def __init__(self, config: SwinIRConfig) -> None:
+        super().__init__(config)
+        channels, width = 3 * config.unshuffle**2, config.num_feat
+        self.register_buffer("mean", torch.tensor([0.4488, 0.4371, 0.4040]).view(1, 3, 1, 1), persistent=False)
+        self.conv_first = nn.Sequential(
+            nn.PixelUnshuffle(config.unshuffle), nn.Conv2d(channels, config.embed_dim, 3, padding=1)
+        )
+        self.patch_embed = _Normed(config.embed_dim)
+        self.layers = nn.ModuleList(
+            ResidualGroup(config, depth, heads) for depth, heads in zip(config.depths, config.num_heads, strict=True)
+        )
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.conv_after_body = nn.Conv2d(config.embed_dim, config.embed_dim, 3, padding=1)
+        self.conv_before_upsample = nn.Sequential(nn.Conv2d(config.embed_dim, width, 3, padding=1), nn.LeakyReLU())
+        self.doublings = int(math.log2(config.unshuffle))
+        for i in range(1, self.doublings + 1):
+            self.add_module(f"conv_up{i}", nn.Conv2d(width, width, 3, padding=1))
+        self.conv_hr = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_last = nn.Conv2d(width, 3, 3, padding=1)
+        if config.global_residual:
+            nn.init.zeros_(self.conv_last.weight)
+            nn.init.zeros_(self.conv_last.bias)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        height, width = pictures.shape[-2:]
+        multiple = self.settings.unshuffle * self.settings.window_size
+        padded = _pad_to_multiple(pictures, multiple) - self.mean.to(pictures)
+        shallow = self.conv_first(padded)
+        x = self.conv_before_upsample(self.conv_after_body(self._body(shallow)) + shallow)
+        for i in range(1, self.doublings + 1):
+            x = F.leaky_relu(getattr(self, f"conv_up{i}")(F.interpolate(x, scale_factor=2.0, mode="nearest")), 0.2)
+        x = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.2))
+        if self.settings.global_residual:
+            x = x + padded
+        return (x + self.mean.to(x))[..., :height, :width]
+
+    def _body(self, x: Tensor) -> Tensor:
+        tokens = self.patch_embed.norm(x.permute(0, 2, 3, 1))
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.norm(tokens).permute(0, 3, 1, 2)
+
+
+class _Normed(nn.Module):
+    """Holds `norm` under the checkpoint's name."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+
+
+class ResidualGroup(nn.Module):
+    """RSTB: Swin layers, every other one with shifted windows, a convolution, and the input added. (B, H, W, C)."""
+
+    def __init__(self, config: SwinIRConfig, depth: int, heads: int) -> None:
+        super().__init__()
+        shifts = [0 if i % 2 == 0 else config.window_size // 2 for i in range(depth)]
+        self.residual_group = nn.Module()
+        self.residual_group.blocks = nn.ModuleList(SwinBlock(config, heads, shift) for shift in shifts)
+        self.conv = nn.Conv2d(config.embed_dim, config.embed_dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for block in self.residual_group.blocks:
+            y = block(y)
+        return self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + x
+
+
+class SwinBlock(nn.Module):
+    """Window attention and an MLP, each after a layer norm and with its input added. (B, H, W, C)."""
+
+    def __init__(self, config: SwinIRConfig, heads: int, shift: int) -> None:
+        super().__init__()
+        dim, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
+        self.window, self.shift = config.window_size, shift
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, config.window_size, heads)
+        self.mlp = nn.Module()
+        self.mlp.fc1, self.mlp.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        y = self.norm1(x)
+        mask = None
+        if self.shift:
+            y = torch.roll(y, (-self.shift, -self.shift), (1, 2))
+            mask = shift_mask(height, width, self.window, self.shift, y)
+        y = from_windows(self.attn(to_windows(y, self.window), mask), height, width, self.window)
+        if self.shift:
+            y = torch.roll(y, (self.shift, self.shift), (1, 2))
+        x = x + y
+        return x + self.mlp.fc2(F.gelu(self.mlp.fc1(self.norm2(x))))
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention within windows, with a learned bias per head and relative position. (B·N, window², C)."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, dim: int, window: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.register_buffer("relative_position_index", relative_positions(window), persistent=False)
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """Args: windows (B·N, T, C); mask (N, T, T) to add, or None."""
+        count, tokens, dim = windows.shape
+        q, k, v = self.qkv(windows).view(count, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
+        bias = bias.view(tokens, tokens, self.heads).permute(2, 0, 1)[None].to(q)
+        if mask is not None:
+            bias = (bias + mask[:, None]).repeat(count // mask.shape[0], 1, 1, 1)
+        out = attention(q, k, v, bias)
+        return self.proj(out.transpose(1, 2).reshape(count, tokens, dim))
+
+
+def relative_positions(window: int) -> Tensor:
+    """int64 (T, T): row of the bias table for each pair of a window's T = window² cells."""
+    cells = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
+    offset = (cells[:, :, None] - cells[:, None, :]) + (window - 1)
+    return offset[0] * (2 * window - 1) + offset[1]
+
+
+def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
+    """What to add to each window's attention logits after a cyclic shift: `MASKED` between cells of different regions.
+
+    Rolling a grid by −shift brings its first `shift` rows below its last; the same for columns. A cell's region is its
+    distance class from the end: 0 before the last window, 1 in it, 2 in the part that was rolled in. Built by
+    comparisons of ranges, so an exported graph works at every size.
+
+    Returns:
+        (N, T, T), N = height/window · width/window, in `like`'s dtype and device.
+    """
+    rows = torch.arange(height, device=like.device)
+    columns = torch.arange(width, device=like.device)
+    row_region = (rows >= height - window).long() + (rows >= height - shift).long()
+    column_region = (columns >= width - window).long() + (columns >= width - shift).long()
+    regions = 3 * row_region[:, None] + column_region[None, :]
+    cells = to_windows(regions[None, :, :, None], window)[..., 0]
+    return torch.where(cells[:, :, None] == cells[:, None, :], 0.0, MASKED).to(like.dtype)
+
+
+def to_windows(x: Tensor, window: int) -> Tensor:
+    """(B, H, W, C) to (B·H/window·W/window, window², C)."""
+    batch, height, width, channels = x.shape
+    x = x.view(batch, height // window, window, width // window, window, channels)
+    return x.transpose(2, 3).reshape(-1, window * window, channels)
+
+
+def from_windows(windows: Tensor, height: int, width: int, window: int) -> Tensor:
+    """The inverse of `to_windows`: (B, H, W, C)."""
+    x = windows.view(-1, height // window, width // window, window, window, windows.shape[-1])
+    return x.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
+
+
+def _pad_to_multiple(pictures: Tensor, multiple: int) -> Tensor:
+    """Mirror the picture at the bottom and right up to a multiple; repeat the edge where it is too small for that."""
+    height, width = pictures.shape[-2:]
+    bottom, right = -height % multiple, -width % multiple
+    if bottom == 0 and right == 0:
+        return pictures
+    mode = "reflect" if bottom < height and right < width else "replicate"
+    return F.pad(pictures, (0, right, 0, bottom), mode=mode)

@@ -1,0 +1,56 @@
+"""The text encoder: transformers' CLIPTextModel and its tokenizer with CLIP's real vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from diffbody_ref.weights import NANO_FOLDER
+
+TOKENIZER_FOLDER = NANO_FOLDER / "tokenizer"
+
+CONFIGS: dict[str, dict] = {
+    # OpenCLIP ViT-H/14's text tower without its last layer: Stable Diffusion 2 reads the penultimate one.
+    "sd21": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+        "projection_dim": 512,
+    },
+    "nano": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "hidden_act": "gelu",
+        "projection_dim": 64,
+    },
+}
+
+
+def build_text_encoder(preset: str) -> CLIPTextModel:
+    """The text encoder at a preset's size, with random weights: token ids (B, 77) → (B, 77, hidden_size)."""
+    return CLIPTextModel(CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **CONFIGS[preset]))
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer, from the vocabulary in this package."""
+    return CLIPTokenizer.from_pretrained(TOKENIZER_FOLDER)
+
+
+@torch.no_grad()
+def encode_prompt(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> Tensor:
+    """c of eq. 4: prompts, cut or padded to the model's length, to (B, 77, D)."""
+    tokens = tokenizer(
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=text_encoder.config.max_position_embeddings,
+        return_tensors="pt",
+    )
+    return text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state

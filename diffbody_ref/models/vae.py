@@ -1,0 +1,55 @@
+"""The autoencoder: diffusers' AutoencoderKL (Rombach et al. 2022), pictures in [-1, 1] to scaled latents and back."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+CONFIGS: dict[str, dict] = {
+    # Stable Diffusion 2.1's: factor 8, 4 channels.
+    "sd21": {
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "sample_size": 768,
+        "scaling_factor": 0.18215,
+    },
+    # Factor 4: at 256×128 the latent grid keeps 64×32 cells. The scaling factor is measured after training.
+    "nano": {
+        "block_out_channels": (32, 48, 64),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "mid_block_add_attention": False,
+        "sample_size": 256,
+        "scaling_factor": 1.0,
+    },
+}
+
+
+def build_vae(preset: str) -> AutoencoderKL:
+    """The autoencoder at a preset's size, with random weights."""
+    config = CONFIGS[preset]
+    levels = len(config["block_out_channels"])
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        **config,
+    )
+
+
+def encode_mode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """The most likely latents: (B, 3, H, W) in [-1, 1] to (B, C, H/factor, W/factor), scaled. z_r is made so."""
+    return vae.encode(pictures).latent_dist.mode() * vae.config.scaling_factor
+
+
+def encode_sample(vae: AutoencoderKL, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Latents drawn from the posterior, scaled: the training target z is made so."""
+    return vae.encode(pictures).latent_dist.sample(generator) * vae.config.scaling_factor
+
+
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Scaled latents (B, C, h, w) to pictures (B, 3, h·factor, w·factor), about [-1, 1], not clamped."""
+    return vae.decode(latents / vae.config.scaling_factor).sample

@@ -1,0 +1,60 @@
+"""From trained components to a pipeline folder that can be handed out: half precision, settings, a small tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffbody_ref.components import COMPONENT_CLASSES, load_component, load_or_build_component
+from diffbody_ref.models.text import TOKENIZER_FOLDER
+from diffbody_ref.pipeline import DiffBodyPipeline
+
+UNTRAINED = ("tokenizer", "scheduler")
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    # Guidance and strength of sd21 are DiffBIR's and the paper's; those of nano are measured, see its model card.
+    "sd21": {"base_height": 1024, "base_width": 512, "tile_size": 1024},
+    "nano": {
+        "base_height": 256,
+        "base_width": 128,
+        "tile_size": 512,
+        "guidance_scale": 1.0,
+        "body_guidance_scale": 100.0,
+        "strength": 0.6,
+    },
+}
+
+
+def release(components: Path, out: Path, preset: str, dtype: torch.dtype = torch.float16) -> Path:
+    """Write `out` in diffusers' layout from a training run's pipeline folder, replacing what was there when complete.
+
+    Raises:
+        FileNotFoundError: a trained component is missing.
+        ValueError: unknown preset.
+    """
+    if preset not in SETTINGS:
+        raise ValueError(f"unknown preset {preset!r}; known are {', '.join(SETTINGS)}")
+    parts = {
+        name: load_or_build_component(components, name, preset)
+        if name in UNTRAINED
+        else load_component(components, name, dtype)
+        for name in COMPONENT_CLASSES
+    }
+    fresh = out.with_name(f".{out.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    DiffBodyPipeline(**parts, **SETTINGS[preset]).save_pretrained(fresh)
+    # The vocabulary's two source files are a third of the size of the one file that transformers writes.
+    shutil.rmtree(fresh / "tokenizer")
+    shutil.copytree(TOKENIZER_FOLDER, fresh / "tokenizer")
+    for kept in out.glob("*.md") if out.is_dir() else ():
+        shutil.copy2(kept, fresh / kept.name)
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    fresh.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+    return out

@@ -1,0 +1,123 @@
+"""The training configuration: one typed dataclass, read from a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from diffbody_ref.data.degradations import DegradationConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What one training run needs. Relative paths are relative to the folder where the command runs.
+
+    Attributes:
+        stage: a name of `diffbody_ref.training.stages.STAGES`.
+        preset: sizes of components that `pipeline` does not hold yet: "sd21" or "nano".
+        pipeline: folder in diffusers' layout; frozen components are read from it, trained ones are written to it.
+        data: folders written by `diffbody synth`.
+        output: checkpoints, log and sample pictures of this run.
+        steps, batch_size: optimizer steps and pictures per step over all processes and accumulation rounds.
+        accumulation: gradient accumulation rounds per step.
+        learning_rate, warmup_steps, weight_decay, max_grad_norm: AdamW (weight_decay 0 is Adam). The rate falls to
+            `final_rate` times its peak on a half cosine; 1 keeps it constant.
+        ema_decay: exponential moving average of the weights; the average is what is saved.
+        crop: side of random square training crops in pixels; 0 uses whole pictures.
+        caption_dropout: probability of an empty caption, for classifier-free guidance.
+        variants: degradations encoded ahead per picture by the diffusion stage.
+        structure: False trains without pose and attention (DiffBIR's method).
+        snr_gamma: min-SNR loss weight γ (Hang et al. 2023, arXiv:2303.09556); 0 is the plain loss of eq. 4.
+        mixed_precision: "no" or "bf16".
+    """
+
+    stage: str
+    preset: str
+    pipeline: str
+    data: tuple[str, ...]
+    output: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    accumulation: int = 1
+    warmup_steps: int = 100
+    final_rate: float = 1.0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    seed: int = 0
+    crop: int = 0
+    caption_dropout: float = 0.1
+    variants: int = 1
+    structure: bool = True
+    snr_gamma: float = 0.0
+    mixed_precision: str = "no"
+    checkpoint_every: int = 500
+    sample_every: int = 500
+    log_every: int = 20
+    workers: int = 1
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulation",
+            "checkpoint_every",
+            "sample_every",
+            "log_every",
+            "variants",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be a positive number")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}")
+        if self.mixed_precision not in ("no", "bf16"):
+            raise ValueError(f"mixed_precision is {self.mixed_precision!r}; it must be 'no' or 'bf16'")
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a TOML file.
+
+    Raises:
+        ValueError: not TOML, an unknown or missing key, or a value of the wrong type; names the file and the key.
+        FileNotFoundError: no such file.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return _build(TrainConfig, values)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such configuration file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _build(kind: type[Any], values: dict[str, Any]) -> Any:
+    """A dataclass from a mapping, every value checked against the field's type."""
+    hints = get_type_hints(kind)
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"unknown key {name!r}; known are {', '.join(known)}")
+    for name, f in known.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ValueError(f"the key {name!r} is missing")
+    return kind(**{name: _convert(name, hints[name], value) for name, value in values.items()})
+
+
+def _convert(name: str, hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value)  # type: ignore[arg-type]
+    if getattr(hint, "__origin__", None) is tuple and isinstance(value, list):
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and type(value) is not hint:
+        raise ValueError(f"{name} is {value!r}; it must be of type {hint.__name__}")
+    return value

@@ -1,0 +1,147 @@
+"""The part network's training losses, those of BPBReID (Somers et al., WACV 2023, arXiv:2211.03679, section 3.3).
+
+Pixel cross-entropy teaches the part maps; identity cross-entropy on holistic embeddings and a triplet loss on part
+embeddings teach what tells people apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffbody_ref.models.parts import PartNetConfig, PartOutput, resize
+from diffbody_ref.ops.parts import part_names
+
+
+@dataclass(frozen=True)
+class PartLossConfig:
+    """Weights of the terms (identity: of each of its three embeddings), as BPBReID has them."""
+
+    pixel_weight: float = 0.35
+    identity_weight: float = 1.0
+    triplet_weight: float = 1.0
+    margin: float = 0.3
+    label_smoothing: float = 0.1
+
+
+class BatchNormClassifier(nn.Module):
+    """Batch norm without a shift, then a linear classifier without a bias (the BN-neck of Luo et al. 2019)."""
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(dim)
+        self.bn.bias.requires_grad_(False)
+        self.classifier = nn.Linear(dim, classes, bias=False)
+        nn.init.normal_(self.classifier.weight, std=0.001)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(B, dim) -> logits (B, classes)."""
+        return self.classifier(self.bn(embedding))
+
+
+class IdentityHead(nn.Module):
+    """Classifies the identity from the global, the foreground and the concatenated part embeddings. Training only."""
+
+    def __init__(self, num_identities: int, config: PartNetConfig) -> None:
+        super().__init__()
+        dim = config.embedding_dim
+        self.global_ = BatchNormClassifier(dim, num_identities)
+        self.foreground = BatchNormClassifier(dim, num_identities)
+        self.parts = BatchNormClassifier(dim * len(part_names(config.part_set)), num_identities)
+
+    def forward(self, output: PartOutput) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, num_identities) of the global, foreground and concatenated part embeddings."""
+        parts = self.parts(output.embeddings.flatten(1))
+        return self.global_(output.global_), self.foreground(output.foreground), parts
+
+
+def part_losses(
+    output: PartOutput,
+    identity_logits: tuple[Tensor, ...],
+    labels: Tensor,
+    identities: Tensor,
+    config: PartLossConfig | None = None,
+) -> dict[str, Tensor]:
+    """All terms and their weighted sum.
+
+    Args:
+        output: of the part network in training mode.
+        identity_logits: of `IdentityHead`.
+        labels: integer (B, H, W), label maps of the same crops at any size; 0 is background, k the k-th part.
+        identities: int64 (B,); the batch should hold several pictures of each person.
+
+    Returns:
+        Scalars "total", "pixels", "identity" (the mean over the three embeddings) and "triplet".
+    """
+    config = config or PartLossConfig()
+    targets = cell_targets(labels, *output.logits.shape[1:])
+    pixels = F.cross_entropy(output.logits.float(), targets, label_smoothing=config.label_smoothing)
+    identity = torch.stack(
+        [
+            F.cross_entropy(logits.float(), identities, label_smoothing=config.label_smoothing)
+            for logits in identity_logits
+        ]
+    )
+    # A part counts by how much of its fullest cell it fills, in truth and not as predicted.
+    visibility = targets[:, 1:].amax(dim=(2, 3))
+    triplet = part_triplet_loss(output.embeddings.float(), visibility, identities, config.margin)
+    total = config.pixel_weight * pixels + config.identity_weight * identity.sum() + config.triplet_weight * triplet
+    return {"total": total, "pixels": pixels, "identity": identity.mean(), "triplet": triplet}
+
+
+def cell_targets(labels: Tensor, classes: int, height: int, width: int) -> Tensor:
+    """The share of each class in each cell of a coarser grid; shares keep feet and hands that a vote would lose.
+
+    Args:
+        labels: integer (B, H, W).
+
+    Returns:
+        float32 (B, classes, height, width), sums to 1 over the classes.
+
+    Raises:
+        ValueError: a label is not below `classes`.
+    """
+    if int(labels.max()) >= classes:
+        raise ValueError(f"label {int(labels.max())} in a part map; the network knows 0 to {classes - 1}")
+    shares = F.one_hot(labels.long(), classes).permute(0, 3, 1, 2).float()
+    with torch.autocast(labels.device.type, enabled=False):  # shares are sums of many small weights
+        return resize(shares, height, width)
+
+
+def part_triplet_loss(embeddings: Tensor, visibility: Tensor, identities: Tensor, margin: float) -> Tensor:
+    """Batch-hard triplet loss (Hermans et al. 2017, arXiv:1703.07737) on the mean distance of the parts that both show.
+
+    Args:
+        embeddings: (B, K, D).
+        visibility: (B, K) in [0, 1]; a part's distance weighs as the product of its two visibilities.
+        identities: int64 (B,).
+
+    Returns:
+        Scalar: the mean over anchors that have both a positive and a negative with a part in common; 0 without any.
+    """
+    distance, comparable = pairwise_part_distance(embeddings, visibility)
+    same = identities[:, None] == identities[None]
+    positive = same & comparable & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+    negative = ~same & comparable
+    farthest = distance.masked_fill(~positive, 0.0).amax(dim=1)
+    nearest = distance.masked_fill(~negative, torch.inf).amin(dim=1)
+    anchors = positive.any(dim=1) & negative.any(dim=1)
+    losses = F.relu(farthest - torch.where(anchors, nearest, 0.0) + margin)
+    return (losses * anchors).sum() / anchors.sum().clamp_min(1)
+
+
+def pairwise_part_distance(embeddings: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
+    """Visibility-weighted mean of the parts' Euclidean distances.
+
+    Returns:
+        The distance (B, B), 0 where two pictures have no visible part in common, and bool (B, B): whether they have.
+    """
+    parts = embeddings.transpose(0, 1)
+    distance = torch.cdist(parts, parts, compute_mode="donot_use_mm_for_euclid_dist")  # (K, B, B), exact near 0
+    weights = (visibility[:, None] * visibility[None]).permute(2, 0, 1)
+    total = weights.sum(dim=0)
+    comparable = total > 0
+    return (weights * distance).sum(dim=0) / torch.where(comparable, total, 1.0), comparable

@@ -1,0 +1,141 @@
+"""Losses of the person detector (YOLOX with SimOTA assignment) and of the keypoint network (SimCC)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from diffbody_ref.ops.pose import PERSON, SPLIT_RATIO, detector_cells
+
+# YOLOX's constants.
+CENTRE_RADIUS = 1.5  # strides around a box's centre within which a cell may predict it
+CANDIDATES = 10
+OVERLAP_COST = 3.0
+BOX_WEIGHT = 5.0
+
+SIMCC_SHARPNESS = 10.0  # RTMPose's softmax temperature β, for predictions and labels alike
+
+
+def detector_loss(logits: torch.Tensor, boxes: list[torch.Tensor], size: int) -> dict[str, torch.Tensor]:
+    """YOLOX's loss: 5·(1 - IoU²) and class cross-entropy over the assigned cells, objectness cross-entropy over all.
+
+    An assigned cell's class target is the IoU its box reaches, so that the score learns to rank boxes.
+
+    Args:
+        logits: (B, A, 5 + classes), from `PersonDetector.logits`.
+        boxes: B tensors (n, 4): x0, y0, x1, y1 of the people in pixels of the detector's input; n may be 0.
+        size: side of the detector's input.
+
+    Returns:
+        Scalars "loss" (the sum of the others), "box", "objectness", "class"; each a mean over the assigned cells.
+    """
+    logits = logits.float()
+    cells, strides = (torch.from_numpy(a).to(logits.device) for a in detector_cells(size))
+    predicted = _decode(logits[..., :4], cells, strides)
+    objectness = torch.zeros_like(logits[..., 4])
+    box_terms, class_terms, assigned_count = [logits.new_zeros(())], [logits.new_zeros(())], 0
+    for b, people in enumerate(boxes):
+        if len(people) == 0:
+            continue
+        people = people.to(predicted)
+        person, cell = assign_cells(predicted[b].detach(), logits[b].detach(), people, cells, strides)
+        overlap = _iou(people[person], predicted[b, cell])
+        target = torch.zeros_like(logits[b, cell, 5:])
+        target[:, PERSON] = overlap.detach()
+        objectness[b, cell] = 1.0
+        box_terms.append((1 - overlap.square()).sum())
+        class_terms.append(F.binary_cross_entropy_with_logits(logits[b, cell, 5:], target, reduction="sum"))
+        assigned_count += len(cell)
+    count = max(assigned_count, 1)
+    losses = {
+        "box": BOX_WEIGHT * torch.stack(box_terms).sum() / count,
+        "objectness": F.binary_cross_entropy_with_logits(logits[..., 4], objectness, reduction="sum") / count,
+        "class": torch.stack(class_terms).sum() / count,
+    }
+    return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+
+@torch.no_grad()
+def assign_cells(
+    predicted: torch.Tensor, logits: torch.Tensor, people: torch.Tensor, cells: torch.Tensor, strides: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """SimOTA (YOLOX, section 2.1): which cells should predict which person, in one picture.
+
+    A cell is a candidate for a person when its centre lies within 1.5 strides of the box's centre. A person gets the k
+    candidates of least cost (class cross-entropy + 3·(-log IoU)), k being the sum of its ten best overlaps, at least 1;
+    a cell wanted by several goes to the one it costs least.
+
+    Args:
+        predicted: (A, 4) corners in pixels.
+        logits: (A, 5 + classes).
+        people: (n, 4) corners in pixels, n ≥ 1.
+        cells, strides: of `ops.pose.detector_cells`.
+
+    Returns:
+        int64 (M,) person and int64 (M,) cell; no cell twice.
+    """
+    centres = (cells + 0.5) * strides[:, None]
+    middle = 0.5 * (people[:, :2] + people[:, 2:])
+    offset = (centres[None] - middle[:, None]).abs().amax(-1)
+    candidate = offset < CENTRE_RADIUS * strides
+    overlap = _iou(people[:, None], predicted[None]) * candidate
+    score = (logits[:, 4].sigmoid() * logits[:, 5 + PERSON].sigmoid()).sqrt()
+    cost = -torch.log(score + 1e-8) - OVERLAP_COST * torch.log(overlap + 1e-8)
+    cost = cost.masked_fill(~candidate, torch.inf)
+    wanted = overlap.topk(min(CANDIDATES, len(cells)), dim=1).values.sum(1).int().clamp(min=1)
+    rank = cost.argsort(dim=1).argsort(dim=1)
+    chosen = (rank < wanted[:, None]) & candidate
+    cheapest = cost.masked_fill(~chosen, torch.inf).argmin(dim=0)
+    cell = chosen.any(dim=0).nonzero()[:, 0]
+    return cheapest[cell], cell
+
+
+def simcc_loss(
+    simcc_x: torch.Tensor, simcc_y: torch.Tensor, keypoints: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """RTMPose's loss: Kullback-Leibler divergence from Gaussian labels, for x and for y.
+
+    The labels are Gaussians of height 1 with σ = √(side / 8) bins, side in crop pixels (6 and 6.93 bins for 288×384);
+    labels and predictions are sharpened by β = 10 in the softmax, so that a prediction learns to *be* its label and its
+    maximum can serve as a score. Unlike mmpose, labels are centred on the exact position, not on the nearest bin, and
+    the divergence is summed over bins and averaged by weight, so it does not depend on crop or batch size.
+
+    Args:
+        simcc_x, simcc_y: (B, K, 2W) and (B, K, 2H), from `PoseEstimator`.
+        keypoints: (B, K, ≥ 2): x, y in crop pixels.
+        weights: (B, K), ≥ 0; points outside the crop count as 0 whatever is given.
+
+    Returns:
+        Scalar; 0 where no point counts.
+    """
+    position = keypoints[..., :2].float() * SPLIT_RATIO
+    bins = torch.tensor([simcc_x.shape[-1], simcc_y.shape[-1]], device=position.device)
+    inside = ((position >= 0) & (position <= bins - 1)).all(-1)
+    weights = weights.float() * inside
+    position = torch.where(inside[..., None], position, 0.0)  # a NaN would pass through a weight of 0
+    divergence = sum(_divergence(scores, position[..., axis]) for axis, scores in enumerate((simcc_x, simcc_y)))
+    return (weights * divergence).sum() / weights.sum().clamp(min=1e-6)
+
+
+def _divergence(scores: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """(B, K) divergence of (B, K, bins) scores from the label around (B, K) positions in bins."""
+    bins = scores.shape[-1]
+    sigma2 = bins / SPLIT_RATIO / 8
+    offset = torch.arange(bins, device=scores.device) - position[..., None]
+    label = (SIMCC_SHARPNESS * torch.exp(-offset.square() / (2 * sigma2))).log_softmax(-1)
+    predicted = (SIMCC_SHARPNESS * scores.float()).log_softmax(-1)
+    return F.kl_div(predicted, label, reduction="none", log_target=True).sum(-1)
+
+
+def _decode(output: torch.Tensor, cells: torch.Tensor, strides: torch.Tensor) -> torch.Tensor:
+    """`ops.pose.decode_boxes` with a gradient."""
+    centre = (output[..., :2] + cells) * strides[:, None]
+    half = 0.5 * output[..., 2:].exp() * strides[:, None]
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def _iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Intersection over union of boxes (..., 4), broadcast."""
+    common = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    areas = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1)
+    return common / (areas - common).clamp(min=1e-6)

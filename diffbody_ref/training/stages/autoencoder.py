@@ -1,0 +1,70 @@
+"""The VAE: reconstruction with a weak pull of the latents towards a unit Gaussian (Rombach et al. 2022, §3.1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from diffbody_ref.training.stages.base import Stage, channels_first, grid, mirrored, random_crop
+
+KL_WEIGHT = 1e-6
+EDGE_WEIGHT = 1.0
+PICTURES_FOR_SCALE = 256
+
+
+class AutoencoderStage(Stage):
+    """Trains `vae` with L1 on pixels and on their differences (edges), and KL·1e-6, and measures its latent scale."""
+
+    trained = ("vae",)
+
+    def item(self, index: int, serial: int) -> dict[str, np.ndarray]:
+        rng = self.random(serial)
+        (picture,) = random_crop([mirrored(self.people[index].picture, rng)], self.config.crop, rng)
+        height, width = (side // self._factor for side in picture.shape[:2])
+        noise = rng.standard_normal((self.vae.config.latent_channels, height, width), dtype=np.float32)
+        return {"picture": channels_first(picture).astype(np.float32) / 127.5 - 1.0, "noise": noise}
+
+    @property
+    def _factor(self) -> int:
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        picture = batch["picture"]
+        posterior = self.vae.encode(picture).latent_dist
+        latents = posterior.mean + posterior.std * batch["noise"]
+        decoded = self.vae.decode(latents).sample.float()
+        pixels, edges = F.l1_loss(decoded, picture), edge_l1(decoded, picture)
+        kl = posterior.kl().mean() / latents[0].numel()
+        return {
+            "loss": pixels + EDGE_WEIGHT * edges + KL_WEIGHT * latents[0].numel() * kl,
+            "pixels": pixels,
+            "edges": edges,
+            "kl": kl,
+        }
+
+    def preview(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
+        picture = batch["picture"][:16]
+        decoded = self.vae.decode(self.vae.encode(picture).latent_dist.mode()).sample
+        return grid([picture / 2 + 0.5, decoded / 2 + 0.5], count=16)
+
+    def finish(self, pipeline: Path) -> None:
+        """Save with the scaling factor that gives the latents unit standard deviation over the training pictures."""
+        indices = self.order(0)[:PICTURES_FOR_SCALE]
+        device = next(self.vae.parameters()).device
+        squares = []
+        for index in indices:
+            picture = torch.from_numpy(channels_first(self.people[int(index)].picture)).to(device).float()
+            mode = self.vae.encode(picture[None] / 127.5 - 1.0).latent_dist.mode()
+            squares.append(mode.square().mean().item())
+        self.vae.register_to_config(scaling_factor=float(1.0 / np.sqrt(np.mean(squares))))
+        super().finish(pipeline)
+
+
+def edge_l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference between the horizontal and vertical finite differences of two (B, C, H, W) pictures."""
+    rows = F.l1_loss(a[..., 1:, :] - a[..., :-1, :], b[..., 1:, :] - b[..., :-1, :])
+    columns = F.l1_loss(a[..., 1:] - a[..., :-1], b[..., 1:] - b[..., :-1])
+    return rows + columns

@@ -1,0 +1,37 @@
+"""Fixtures for all tests, and the skip of those that need a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffbody_ref.ops.images import write_image
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if not needing:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and PyTorch finds none here"))
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    """A picture, float32 (48, 40, 3) in [0, 1], of whole 8-bit levels, so that a PNG holds it exactly."""
+    levels = np.random.default_rng(7).integers(0, 256, (48, 40, 3))
+    return levels.astype(np.float32) / np.float32(255)
+
+
+@pytest.fixture
+def photo(tmp_path: Path, pixels: np.ndarray) -> Path:
+    """`pixels` as the file photo.png in a folder of its own."""
+    path = tmp_path / "photos" / "photo.png"
+    path.parent.mkdir()
+    write_image(path, pixels)
+    return path

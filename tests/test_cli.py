@@ -1,0 +1,245 @@
+"""The command line: what bad input is told, and that the command starts without slow imports."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+import diffbody
+
+SLOW = ("torch", "diffusers", "transformers", "scipy", "numpy", "PIL")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A folder that passes for a model as long as nothing is loaded from it: bad input must be found before that."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    return str(folder)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Run `diffbody` with bad input: exit code 2 and one line on stderr, which is returned."""
+    with pytest.raises(SystemExit) as stop:
+        diffbody.main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert stop.value.code == 2
+    assert printed.out == ""
+    assert printed.err.startswith("diffbody: error: ")
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def bomb(path: Path, side: int = 30_000) -> Path:
+    """A valid black PNG of side × side pixels in about 100 kB."""
+    packer = zlib.compressobj(9)
+    row = bytes(1 + (side + 7) // 8)
+    data = b"".join([*(packer.compress(row) for _ in range(side)), packer.flush()])
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")]
+    body = b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path
+
+
+def broken_picture(kind: str, photo: Path) -> Path:
+    path = photo.with_name(f"{kind}.png")
+    if kind == "truncated":
+        path.write_bytes(photo.read_bytes()[:1000])
+    elif kind == "corrupt":
+        data = bytearray(photo.read_bytes())
+        data[200:300] = bytes(100)
+        path.write_bytes(data)
+    elif kind == "text":
+        path.write_text("not a picture")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "1x1":
+        bomb(path, 1)
+    elif kind == "bomb":
+        bomb(path)
+    return path  # "missing" is not made
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "corrupt", "text", "empty", "1x1", "bomb"])
+def test_a_bad_picture_is_named(kind: str, photo: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = broken_picture(kind, photo)
+    before = sorted(photo.parent.iterdir())
+    assert str(path) in refused(capsys, "restore", path, "--model", model)
+    assert sorted(photo.parent.iterdir()) == before
+
+
+def test_a_folder_without_pictures(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert "no pictures" in refused(capsys, "restore", tmp_path, "--model", model)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--steps", "0"], "--steps"),
+        (["--steps", "1001"], "--steps"),
+        (["--steps", "many"], "--steps"),
+        (["--guidance-scale", "nan"], "--guidance-scale"),
+        (["--body-guidance-scale", "nan"], "--body-guidance-scale"),
+        (["--body-guidance-scale", "-1"], "--body-guidance-scale"),
+        (["--body-guidance-every", "0"], "--body-guidance-every"),
+        (["--strength", "0"], "--strength"),
+        (["--strength", "nan"], "--strength"),
+        (["--upscale", "nan"], "--upscale"),
+        (["--upscale", "17"], "--upscale"),
+        (["--tile-size", "8"], "--tile-size"),
+        (["--seed", "-1"], "--seed"),
+        (["--sampler", "euler"], "euler"),
+        (["--colour-fix", "magic"], "magic"),
+        (["--device", "tpu"], "tpu"),
+        (["--model", "mega"], "mega"),
+        (["--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_a_bad_option_is_named(
+    options: list[str], named: str, photo: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert named in refused(capsys, "restore", photo, "--model", model, *options)
+    assert list(photo.parent.iterdir()) == [photo]
+
+
+def test_a_folder_that_is_no_model(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "model_index.json" in refused(capsys, "restore", photo, "--model", photo.parent)
+
+
+def test_an_existing_output_names_overwrite(photo: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    target = photo.with_name("photo.restored.png")
+    target.write_text("precious")
+    message = refused(capsys, "restore", photo, "--model", model)
+    assert "--overwrite" in message
+    assert str(target) in message
+    assert target.read_text() == "precious"
+
+
+def test_an_existing_companion_names_overwrite(photo: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    photo.with_name("photo.restored_before_after.png").write_text("precious")
+    assert "--overwrite" in refused(capsys, "restore", photo, "--model", model, "--compare")
+
+
+@pytest.mark.parametrize("place", ["a file.txt/out.png", "a file.txt/folder", "/proc/out.png", "/proc/folder"])
+def test_an_unwritable_output(place: str, photo: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if place.startswith("/proc") and not Path("/proc/self").exists():
+        pytest.skip("no /proc here, the folder that root, too, cannot write to")
+    photo.with_name("a file.txt").touch()
+    out = photo.parent / place  # an absolute place stays as it is
+    refused(capsys, "restore", photo, "--model", model, "-o", out)
+    assert not out.exists()
+
+
+def test_an_unusable_output_name(photo: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ".gif" in refused(capsys, "restore", photo, "--model", model, "-o", photo.with_suffix(".gif"))
+    assert "folder" in refused(capsys, "restore", photo.parent, "--model", model, "-o", photo.with_name("all.png"))
+    assert "input itself" in refused(capsys, "restore", photo, "--model", model, "-o", photo, "--overwrite")
+
+
+def test_a_folder_run_of_broken_pictures_ends_with_a_table(
+    photo: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("truncated", "text"):
+        broken_picture(kind, photo)
+    photo.unlink()
+    with pytest.raises(SystemExit) as stop:
+        diffbody.main(["restore", str(photo.parent), "--model", model])
+    printed = capsys.readouterr()
+    assert stop.value.code == 2
+    assert "restored 0, failed 2" in printed.out
+    lines = printed.err.splitlines()
+    for kind in ("truncated", "text"):
+        assert sum(str(photo.with_name(f"{kind}.png")) in line for line in lines) == 1
+
+
+def test_nothing_slow_is_imported_to_help_or_to_refuse(photo: Path, model: str) -> None:
+    """In a fresh interpreter, as here other tests have imported everything: that is what start-up time comes from."""
+    script = f"""
+import sys, diffbody
+def run(*arguments):
+    try:
+        diffbody.main(list(arguments))
+    except SystemExit as stop:
+        return stop.code
+def loaded(names):
+    return [name for name in names if name in sys.modules]
+assert run("--help") == 0 and run("restore", "--help") == 0 and run("--version") == 0
+assert not loaded({SLOW!r}), loaded({SLOW!r})
+assert run("restore", {str(photo)!r}, "--model", {model!r}, "--steps", "0") == 2
+assert run("restore", {str(photo.with_name("none.png"))!r}, "--model", {model!r}) == 2
+assert run("restore", {str(Path(__file__))!r}, "--model", {model!r}, "-o", {str(photo.with_name("x.png"))!r}) == 2
+assert not loaded({SLOW[:4]!r}), loaded({SLOW[:4]!r})
+"""
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in (
+        (["--version"], "diffbody 0.1.0"),
+        (["--help"], "restore"),
+        (["restore", "-h"], "--steps"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            diffbody.main(arguments)
+        assert stop.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_the_module_is_a_command(photo: Path) -> None:
+    command = [sys.executable, diffbody.__file__, "restore", str(photo), "--steps", "0"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 2
+    assert finished.stderr == "diffbody: error: --steps must be in 1..1000, got 0\n"
+
+
+def test_a_mistake_in_the_program_keeps_its_traceback(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise TypeError("a mistake")
+
+    monkeypatch.setattr("diffbody.check_options", broken)
+    with pytest.raises(TypeError, match="a mistake"):
+        diffbody.main(["restore", str(photo)])
+
+
+def test_debugging_shows_every_traceback(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFBODY_DEBUG", "1")
+    with pytest.raises(ValueError, match="--steps"):
+        diffbody.main(["restore", str(photo), "--steps", "0"])
+
+
+def test_train_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.toml"
+    assert str(config) in refused(capsys, "train", "swinir", "--config", config)
+    config.write_text("stage = 'swinir'\nstepz = 1\n")
+    assert "stepz" in refused(capsys, "train", "swinir", "--config", config)
+    config.write_text(
+        f"stage = 'swinir'\npreset = 'nano'\npipeline = '{tmp_path}'\ndata = ['none']\noutput = '{tmp_path}'\n"
+        "steps = 1\nbatch_size = 1\nlearning_rate = 1e-4\n"
+    )
+    assert "'swinir', not 'vae'" in refused(capsys, "train", "vae", "--config", config)
+
+
+def test_synth_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "people"
+    for option in ("identities", "views", "workers"):
+        given = {"identities": "1", option: "0"}
+        assert option in refused(capsys, "synth", out, *(f"--{name}={value}" for name, value in given.items()))
+    assert not out.exists()
+
+
+def test_evaluate_refuses(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["-o", str(tmp_path / "out"), "--model", model]
+    assert "metadata.jsonl" in refused(capsys, "evaluate", tmp_path, *place)
+    assert "--guidance-scale" in refused(capsys, "evaluate", tmp_path, *place, "--guidance-scale", "nan")
+    assert not (tmp_path / "out").exists()

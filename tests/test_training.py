@@ -1,0 +1,168 @@
+"""The training loop: what it learns, what a cut and a resume leave, what a wrong configuration says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffbody_ref.data.degradations import NANO, DegradationConfig, degrade
+from diffbody_ref.training.config import TrainConfig, load_config
+from diffbody_ref.training.loop import OrderedBatches, learning_rate_at, train
+from tests.people import write_people
+
+CONFIGS = sorted((Path(__file__).parents[1] / "diffbody_ref" / "training" / "configs").rglob("*.toml"))
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_people(tmp_path_factory.mktemp("people") / "data")
+
+
+def config_for(stage: str, people: Path, work: Path, **changes: object) -> TrainConfig:
+    values: dict = {
+        "stage": stage,
+        "preset": "nano",
+        "pipeline": str(work / "pipeline"),
+        "data": (str(people),),
+        "output": str(work / stage),
+        "steps": 4,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "warmup_steps": 1,
+        "crop": 32,
+        "workers": 0,
+        "log_every": 1,
+        "degradation": NANO,
+    }
+    return TrainConfig(**{**values, **changes})
+
+
+def weights(folder: Path, component: str) -> dict[str, torch.Tensor]:
+    return load_file(folder / component / "diffusion_pytorch_model.safetensors")
+
+
+def test_a_cut_and_resumed_run_ends_with_the_same_weights(people: Path, tmp_path: Path) -> None:
+    whole = config_for("vae", people, tmp_path / "whole")
+    cut = config_for("vae", people, tmp_path / "cut")
+    train(whole)
+    train(cut, stop_after=2)
+    assert not (tmp_path / "cut" / "pipeline").exists()  # an unfinished run publishes nothing
+    train(cut)
+    ours, theirs = weights(tmp_path / "cut" / "pipeline", "vae"), weights(tmp_path / "whole" / "pipeline", "vae")
+    assert ours.keys() == theirs.keys()
+    # Bit for bit: every random number hangs on the sample's serial number alone.
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    logged = [json.loads(line)["step"] for line in (tmp_path / "cut" / "vae" / "log.jsonl").read_text().splitlines()]
+    assert logged == [1, 2, 3, 4]
+
+
+def test_accumulation_gives_the_step_of_the_whole_batch(people: Path, tmp_path: Path) -> None:
+    whole = config_for("swinir", people, tmp_path / "a", steps=2, batch_size=4)
+    parts = config_for("swinir", people, tmp_path / "b", steps=2, batch_size=4, accumulation=2)
+    first, second = (weights(train(c), "swinir") for c in (whole, parts))
+    # Sums in another order: float32 rounding, which Adam's division makes as large as a few 1e-5 of the step 1e-3.
+    assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
+
+
+def test_the_reconstruction_loss_falls(people: Path, tmp_path: Path) -> None:
+    train(config_for("vae", people, tmp_path, steps=30, batch_size=4, learning_rate=2e-3))
+    losses = [json.loads(line)["pixels"] for line in (tmp_path / "vae" / "log.jsonl").read_text().splitlines()]
+    # Random weights give grey for pictures of contrast; a few steps are enough for the mean colours.
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert (tmp_path / "vae" / "samples" / "0000030.png").is_file()
+
+
+def test_every_stage_trains_and_the_pipeline_folder_fills(people: Path, tmp_path: Path) -> None:
+    for stage in ("swinir", "vae", "pose", "parts", "diffusion"):
+        train(config_for(stage, people, tmp_path, steps=2, crop=0 if stage in ("pose", "parts", "diffusion") else 32))
+    held = {path.name for path in (tmp_path / "pipeline").iterdir()}
+    assert {"swinir", "vae", "pose", "pose_detector", "parts", "text_encoder", "unet", "control"} <= held
+    control = weights(tmp_path / "pipeline", "control")
+    assert control["controlnet_cond_embedding.weight"].abs().max() > 0  # zero at the start, so it learnt
+
+
+def test_processes_share_a_batch_without_overlap() -> None:
+    class Data:
+        def order(self, epoch: int) -> np.ndarray:
+            return np.random.default_rng(epoch).permutation(10)
+
+    ranks = [list(OrderedBatches(Data(), 0, 24, 2, rank, 3)) for rank in range(3)]  # type: ignore[arg-type]
+    together = [key for batches in zip(*ranks, strict=True) for batch in batches for key in batch]
+    assert together == [key for batch in OrderedBatches(Data(), 0, 24, 6, 0, 1) for key in batch]  # type: ignore[arg-type]
+    assert sorted(index for index, serial in together if serial < 10) == list(range(10))
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    config = config_for("vae", Path(), Path(), steps=100, warmup_steps=10, final_rate=0.1)
+    assert learning_rate_at(0, config) == pytest.approx(0.1)
+    assert learning_rate_at(10, config) == pytest.approx(1.0)
+    assert learning_rate_at(55, config) == pytest.approx(0.55)  # half of the cosine: midway between 1 and 0.1
+    assert learning_rate_at(100, config) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_the_shipped_configurations_load(path: Path) -> None:
+    config = load_config(path)
+    assert config.preset == {"paper": "sd21", "nano": "nano"}[path.parent.name]
+    assert path.stem.startswith(config.stage)
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    paper = next(path for path in CONFIGS if path.parent.name == "paper" and path.stem == "diffusion")
+    config = load_config(paper)
+    assert (config.steps, config.batch_size, config.weight_decay) == (10_000, 128, 0.0)  # §4.2; Adam: no decay
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("stepz = 3", "unknown key 'stepz'"),
+        ("steps = 0", "steps is 0"),
+        ("steps = 'many'", "steps is 'many'"),
+        ("learning_rate = nan", "learning_rate is nan"),
+        ("mixed_precision = 'fp8'", "'no' or 'bf16'"),
+        ("steps = ", "config.toml"),
+    ],
+)
+def test_a_wrong_configuration_is_named(tmp_path: Path, line: str, message: str) -> None:
+    base = {
+        "stage": "'vae'",
+        "preset": "'nano'",
+        "pipeline": "'p'",
+        "data": "['d']",
+        "output": "'o'",
+        "steps": "1",
+        "batch_size": "1",
+        "learning_rate": "1.0",
+    }
+    base.pop(line.split(" = ")[0], None)
+    path = tmp_path / "config.toml"
+    path.write_text("\n".join([*(f"{k} = {v}" for k, v in base.items()), line]))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_degradation_is_seeded_and_stays_in_range() -> None:
+    picture = np.random.default_rng(0).random((64, 48, 3), dtype=np.float32)
+    first, again, other = (degrade(picture, np.random.default_rng(seed), NANO) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert first.shape != other.shape or not np.array_equal(first, other)
+    assert first.dtype == np.float32
+    assert first.min() >= 0
+    assert first.max() <= 1
+
+
+def test_degradation_grows_with_its_ranges() -> None:
+    y, x = np.mgrid[:64, :64]
+    picture = np.repeat((((x // 4 + y // 4) % 2) * 0.8 + 0.1)[..., None], 3, axis=2).astype(np.float32)
+    mild = DegradationConfig((0.1, 0.2), (1.0, 1.0001), (0.0, 0.1), (98, 100), 0.0)
+    harsh = DegradationConfig((3.0, 4.0), (1.0, 1.0001), (10.0, 15.0), (30, 40), 0.0)
+    errors = [np.abs(degrade(picture, np.random.default_rng(3), c) - picture).mean() for c in (mild, harsh)]
+    assert errors[0] < 0.03 < errors[1]  # near lossless against a checkerboard blurred flat (0.4 off)
