@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from runtime.files import Restore
 
 from diffbody_ref.weights import NANO_FOLDER
+
 DEVICES = ("auto", "cpu", "cuda")
 
 app = typer.Typer(

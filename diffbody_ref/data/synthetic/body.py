@@ -48,7 +48,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Posed:
-    """A body in a pose, standing on the plane z = 0: `vertices` (19158, 3) and `keypoints` (133, 3), NaN where there is none."""
+    """A body in a pose, standing on the plane z = 0: float32 `vertices` (19158, 3) and `keypoints` (133, 3)."""
 
     vertices: np.ndarray
     keypoints: np.ndarray
@@ -70,9 +70,8 @@ def catmull_clark(quads: np.ndarray, count: int) -> tuple[sp.csr_matrix, np.ndar
     edge_of = edge_of.reshape(faces, 4)
     n_edges = len(edges)
     in_face = sp.csr_matrix((np.full(4 * faces, 0.25), (np.repeat(np.arange(faces), 4), quads.ravel())), (faces, count))
-    middle = sp.csr_matrix(
-        (np.full(2 * n_edges, 0.5), (np.repeat(np.arange(n_edges), 2), edges.ravel())), (n_edges, count)
-    )
+    twice = np.repeat(np.arange(n_edges), 2)
+    middle = sp.csr_matrix((np.full(2 * n_edges, 0.5), (twice, edges.ravel())), (n_edges, count))
     touches = sp.csr_matrix((np.ones(4 * faces), (edge_of.ravel(), np.repeat(np.arange(faces), 4))), (n_edges, faces))
     sides = np.asarray(touches.sum(1)).ravel()
     inner = sp.diags((sides == 2).astype(float))
@@ -80,7 +79,7 @@ def catmull_clark(quads: np.ndarray, count: int) -> tuple[sp.csr_matrix, np.ndar
     edge_points = inner @ (0.5 * middle + 0.25 * touches @ in_face) + border @ middle
 
     around = sp.csr_matrix((np.ones(4 * faces), (quads.ravel(), np.repeat(np.arange(faces), 4))), (count, faces))
-    at_edge = sp.csr_matrix((np.ones(2 * n_edges), (edges.ravel(), np.repeat(np.arange(n_edges), 2))), (count, n_edges))
+    at_edge = sp.csr_matrix((np.ones(2 * n_edges), (edges.ravel(), twice)), (count, n_edges))
     valence = np.maximum(np.asarray(around.sum(1)).ravel(), 1.0)
     on_border = np.asarray((at_edge @ border).sum(1)).ravel() > 0
     scale = sp.diags(1 / valence)
@@ -129,7 +128,7 @@ class BodyModel:
         groups = load_obj_file(mesh)[2]
         self.bones = {label: i for i, label in enumerate(self.model.bone_labels)}
         self.template = self.model.template_vertices.numpy().astype(np.float32)
-        self.joints = {label: p for label, p in zip(self.bones, self.model.template_bone_heads.numpy(), strict=True)}
+        self.joints = dict(zip(self.bones, self.model.template_bone_heads.numpy(), strict=True))
         self.parts = self._part_weights()
         quads = {name: np.asarray(group["face_vertex_indices"]) for name, group in groups.items()}
         self.body = self._sheet(quads["body"], 0)

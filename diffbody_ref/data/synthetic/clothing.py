@@ -145,7 +145,7 @@ def _layers(model: BodyModel, who: Identity) -> list[_Layer]:
         _Layer(
             cloth,
             upper_fields(who.upper, cloth.template, cloth.parts),
-            who.upper.loose * hug,
+            who.upper.loose * hug * np.ones(len(z)),
             0.35 * who.upper.loose,
             UPPER,
         )

@@ -93,7 +93,8 @@ def _prepare(out: Path, header: dict[str, object]) -> None:
     index = out / "dataset.json"
     if index.is_file():
         old = json.loads(index.read_text())
-        changed = [f"{key} {old.get(key)} (now {value})" for key, value in header.items() if old.get(key) != value]
+        same = [key for key in header if key != "identities"]  # a set may grow
+        changed = [f"{key} {old.get(key)} (now {header[key]})" for key in same if old.get(key) != header[key]]
         if changed:
             raise ValueError(f"{out} holds another set: {', '.join(changed)}; choose another folder")
     _write(index, json.dumps(header, indent=2) + "\n")
@@ -110,7 +111,7 @@ def synthesize(
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> SynthesisReport:
-    """Render people into a folder; a second run goes on where an earlier one stopped.
+    """Render people into a folder; a second run goes on where an earlier one stopped, or adds identities.
 
     A picture depends on (seed, identity, view) and the size only, whatever the number of workers.
 

@@ -1,4 +1,4 @@
-"""The 68 face keypoints (iBUG-68) as fixed places on the body's skin, found once on the template seen from the front."""
+"""The 68 face keypoints (iBUG-68) as fixed places on the skin, found once on the template from the front."""
 
 from __future__ import annotations
 

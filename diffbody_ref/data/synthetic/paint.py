@@ -162,6 +162,22 @@ def _eyes(who: Identity, p: np.ndarray) -> np.ndarray:
     return colour.astype(np.float32)
 
 
+def _layer_colour(who: Identity, kind: int, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    if kind == c.BODY:
+        return _skin(who, p, parts)
+    if kind == c.EYES:
+        return _eyes(who, p)
+    if kind == c.UPPER:
+        return _upper(who.upper, p, parts)
+    if kind == c.LOWER:
+        return _lower(who.lower, p, parts)
+    if kind == c.SHOES:
+        return _shoes(who.shoes, p)
+    if kind == c.HAIR or who.hat is None:
+        return _hair(who.hair, p)
+    return albedo(who.hat.cloth, 0.09 * np.arctan2(p[:, 0], -p[:, 1] - 0.03), p[:, 2])
+
+
 def person_albedo(who: Identity, kind: np.ndarray, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
     """Linear RGB (M, 3) of surface points.
 
@@ -179,16 +195,7 @@ def person_albedo(who: Identity, kind: np.ndarray, p: np.ndarray, parts: np.ndar
     kind[body[(c.upper_fields(who.upper, q, hung).min(-1) > 0.006) & (hung[:, HEAD] < 0.4)]] = c.UPPER
     kind[body[c.shoe_fields(who.shoes, q).min(1) > 0.003]] = c.SHOES
     out = np.zeros((len(p), 3), np.float32)
-    for number, colour in (
-        (c.BODY, lambda q, h: _skin(who, q, h)),
-        (c.EYES, lambda q, h: _eyes(who, q)),
-        (c.UPPER, lambda q, h: _upper(who.upper, q, h)),
-        (c.LOWER, lambda q, h: _lower(who.lower, q, h)),
-        (c.SHOES, lambda q, h: _shoes(who.shoes, q)),
-        (c.HAIR, lambda q, h: _hair(who.hair, q)),
-        (c.HAT, lambda q, h: albedo(who.hat.cloth, 0.09 * np.arctan2(q[:, 0], -q[:, 1] - 0.03), q[:, 2])),
-    ):
+    for number in np.unique(kind):
         chosen = np.flatnonzero(kind == number)
-        if len(chosen):
-            out[chosen] = colour(p[chosen], parts[chosen])
+        out[chosen] = _layer_colour(who, int(number), p[chosen], parts[chosen])
     return out

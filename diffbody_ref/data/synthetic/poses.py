@@ -30,7 +30,7 @@ def _rz(angle: float) -> np.ndarray:
 
 
 def _arm(side: str, out: dict[str, np.ndarray], lower: float, swing: float, elbow: float, twist: float) -> None:
-    """lower: towards the trunk (negative raises sideways); swing: forward; elbow: bend; twist: about the arm's own axis."""
+    """lower: towards the trunk (negative raises sideways); swing: forward; elbow: bend; twist: about its own axis."""
     sign = dict(_SIDES)[side]
     along = np.array([0.63 * sign, 0.0, -0.77])
     bend = np.array([-0.77, 0.0, -0.63 * sign])

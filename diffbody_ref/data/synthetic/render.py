@@ -100,31 +100,35 @@ def _surface(
     return _Surface(index, depth, position, normal, colour, parts.argmax(1), mesh.kind[face])
 
 
-def _subsample(index: np.ndarray, columns: int) -> np.ndarray:
-    """Number of the sample within its pixel, 0 ... SAMPLES² - 1."""
-    return (index // columns % SAMPLES) * SAMPLES + index % columns % SAMPLES
-
-
 def _visibility(
-    scene: Scene, position: np.ndarray, normal: np.ndarray, light: Light, sub: np.ndarray
+    scene: Scene, position: np.ndarray, normal: np.ndarray, light: Light, index: np.ndarray, columns: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Shares in [0, 1] of the key light and of the ambient light that reach points (M, 3)."""
+    """Shares in [0, 1] of the key light and of the ambient light that reach the samples (M,) at points (M, 3).
+
+    The ambient light is the mean over the pixel's samples that were asked for it (it is smooth, and half as many do).
+    """
+    sub = (index // columns % SAMPLES) * SAMPLES + index % columns % SAMPLES
     shares = scene.light(position, normal, sub, SAMPLES**2, light.direction, light.spread, _AO_REACH)
-    return shares[:, 0], 0.15 + 0.85 * shares[:, 1]
+    pixel = (index // columns // SAMPLES) * columns + index % columns // SAMPLES
+    asked = shares[:, 1] >= 0
+    count = np.bincount(pixel[asked], minlength=int(pixel.max(initial=0)) + 1)
+    total = np.bincount(pixel[asked], shares[asked, 1], minlength=len(count))
+    mean = np.where(count > 0, total / np.maximum(count, 1), 0.7).astype(np.float32)
+    return shares[:, 0], 0.15 + 0.85 * mean[pixel]
 
 
 def _shade(colour: np.ndarray, normal: np.ndarray, light: Light, key: np.ndarray, ambient: np.ndarray) -> np.ndarray:
     """Lambert under the key light and a hemisphere of ambient light: linear RGB (M, 3)."""
     facing = np.clip(normal @ light.direction, 0, 1) * key
-    up = 0.5 + 0.5 * normal[:, 2:]
+    up = np.float32(0.5) + np.float32(0.5) * normal[:, 2:]
     dome = (light.ground + (light.sky - light.ground) * up) * ambient[:, None]
-    return (colour * (dome + light.key * facing[:, None])).astype(np.float32)
+    return colour * (dome + light.key * facing[:, None])
 
 
 def _sheen(surface: _Surface, rays: np.ndarray, light: Light, key: np.ndarray) -> np.ndarray:
     """Soft highlights of skin, eyes, hair and shoes (Blinn)."""
-    strength = np.array([0.05, 0.5, 0.0, 0.0, 0.1, 0.07, 0.0])[surface.kind]
-    power = np.array([18.0, 200.0, 1.0, 1.0, 30.0, 14.0, 1.0])[surface.kind]
+    strength = np.array([0.05, 0.5, 0.0, 0.0, 0.1, 0.07, 0.0], np.float32)[surface.kind]
+    power = np.array([18.0, 200.0, 1.0, 1.0, 30.0, 14.0, 1.0], np.float32)[surface.kind]
     half = light.direction - rays
     half /= np.linalg.norm(half, axis=1, keepdims=True)
     shine = np.clip((surface.normal * half).sum(1), 0, 1) ** power * strength * key
@@ -140,8 +144,7 @@ def _lit_background(scene: Scene, b: Backdrop, light: Light, camera: Camera, ray
     )
     near = np.flatnonzero(np.isfinite(depth) & ((np.abs(position[:, 0]) < 2.2) & (np.abs(position[:, 1]) < 2.2)))
     if len(near):
-        sub = _subsample(near, rays.shape[1])
-        key[near], ambient[near] = _visibility(scene, position[near], normal[near], light, sub)
+        key[near], ambient[near] = _visibility(scene, position[near], normal[near], light, near, rays.shape[1])
     out = _shade(colour, normal, light, key, ambient)
     out[b.emits.ravel()] = colour[b.emits.ravel()] * light.sky.mean()
     return out
@@ -197,7 +200,7 @@ def _seen(name: str) -> tuple[float, tuple[int, ...]]:
 
 
 def _keypoints(posed: Posed, camera: Camera, scene: Scene, mesh: c.Dressed, height: int, width: int) -> np.ndarray:
-    """(133, 3): pixels and visibility; 2 only where a ray from the camera reaches the point's own part near the point."""
+    """(133, 3): pixels and visibility, 2 only where a ray from the camera meets the point's own part near the point."""
     there = np.isfinite(posed.keypoints[:, 0])
     points = np.where(there[:, None], posed.keypoints, 0)
     pixel = camera.project(points)
@@ -276,12 +279,12 @@ def render(seed: int, identity: int, view: int, height: int = 256, width: int = 
     behind = backdrop(background, camera, rays)
     colour = _lit_background(scene, behind, light, camera, rays)
     colour = _blurred(colour, behind, camera, background.blur, height)
-    key, ambient = _visibility(scene, surface.position, surface.normal, light, _subsample(surface.index, rays.shape[1]))
+    key, ambient = _visibility(scene, surface.position, surface.normal, light, surface.index, rays.shape[1])
     shaded = _shade(surface.colour, surface.normal, light, key, ambient)
     colour[surface.index] = shaded + _sheen(surface, rays.reshape(-1, 3)[surface.index], light, key)
     fine = np.minimum(colour, 20).reshape(height, SAMPLES, width, SAMPLES, 3)
-    mean = sum(fine[:, i, :, j] for i in range(SAMPLES) for j in range(SAMPLES)) / SAMPLES**2
-    parts = _part_map(surface, rays.shape[:2])
+    mean = np.add.reduce([fine[:, i, :, j] for i in range(SAMPLES) for j in range(SAMPLES)]) / SAMPLES**2
+    parts = _part_map(surface, (rays.shape[0], rays.shape[1]))
     image = _develop(rng, mean, parts > 0)
     keypoints = _keypoints(posed, camera, scene, mesh, height, width)
     rows, columns = np.nonzero(parts)

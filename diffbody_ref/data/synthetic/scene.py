@@ -11,7 +11,7 @@ from diffbody_ref.data.synthetic.textures import PALETTE, Material, albedo, line
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole. `axes` rows: right, down and forward in the world; pixel = focal · (x/z, y/z) + centre, centres of pixels at integers."""
+    """A pinhole: pixel = focal · (x/z, y/z) + centre, with pixel centres at integers. Rows of `axes`: right, down, forward."""
 
     position: np.ndarray
     axes: np.ndarray
@@ -24,22 +24,22 @@ class Camera:
         return q[..., :2] / np.maximum(q[..., 2:], 1e-6) * self.focal + self.centre
 
     def rays(self, height: int, width: int, samples: int) -> np.ndarray:
-        """Unit directions float32 (height·samples, width·samples, 3) through a regular grid of samples² rays a pixel."""
+        """Unit directions float32 (height·samples, width·samples, 3): a regular grid of samples² rays a pixel."""
         x = (np.arange(width * samples) + 0.5) / samples - 0.5
         y = (np.arange(height * samples) + 0.5) / samples - 0.5
-        local = np.empty((len(y), len(x), 3))
+        local = np.empty((len(y), len(x), 3), np.float32)
         local[..., 0], local[..., 1], local[..., 2] = (
             (x - self.centre[0]) / self.focal,
             ((y - self.centre[1]) / self.focal)[:, None],
             1,
         )
-        world = local @ self.axes
-        return (world / np.linalg.norm(world, axis=-1, keepdims=True)).astype(np.float32)
+        local /= np.sqrt((local * local).sum(-1, keepdims=True))
+        return local @ self.axes.astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Light:
-    """Key light towards `direction` (unit) with a cone of `spread` radians, and a sky-and-ground ambient. Linear RGB."""
+    """Key light towards `direction` (unit) in a cone of `spread` radians, and ambient of sky and ground. Linear RGB."""
 
     direction: np.ndarray
     spread: float
@@ -50,7 +50,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Board:
-    """An upright flat thing in the background: at `foot` (x, y, z), facing `normal`, half width and height, its material.
+    """An upright flat thing in the background, at `foot` (x, y, z) and facing `normal`.
 
     shape: "rectangle", or "leaves" for a ragged ellipse.
     """
@@ -65,7 +65,10 @@ class Board:
 
 @dataclass(frozen=True)
 class Background:
-    """words; floor; wall at `distance` along `normal` up to `top`; sky colours (zenith, horizon); boards; blur in pixels of 256 lines."""
+    """A floor, a wall `distance` behind the person up to the height `top`, boards, and a sky (2, 3): zenith and horizon.
+
+    `blur` is of the far background, in pixels of a picture of 256 lines.
+    """
 
     words: str
     floor: Material
@@ -81,7 +84,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """The background of each ray: albedo (H, W, 3), unlit where `emits`; depth along the ray (inf: sky); normal (H, W, 3)."""
+    """What each ray meets: albedo (H, W, 3), not lit where `emits`; depth along the ray (inf: sky); normal."""
 
     colour: np.ndarray
     emits: np.ndarray
@@ -149,9 +152,8 @@ def random_light(rng: np.random.Generator, camera: Camera, outdoors: bool) -> Li
     key = np.array([1 + warmth, 1, 1 - warmth]) * rng.uniform(0.5, 2.6 if outdoors else 1.5)
     sky = np.array([1 - 0.12, 1, 1 + 0.14]) if outdoors else np.array([1 + 0.5 * warmth, 1, 1 - 0.5 * warmth])
     spread = rng.uniform(0.02, 0.1) if outdoors else rng.uniform(0.08, 0.35)
-    return Light(
-        direction, float(spread), key, sky * rng.uniform(0.45, 1.0), np.array([0.5, 0.46, 0.4]) * rng.uniform(0.4, 0.9)
-    )
+    sky, ground = sky * rng.uniform(0.45, 1.0), np.array([0.5, 0.46, 0.4]) * rng.uniform(0.4, 0.9)
+    return Light(direction.astype(np.float32), float(spread), *(x.astype(np.float32) for x in (key, sky, ground)))
 
 
 def _pick(rng: np.random.Generator, names: tuple[str, ...]) -> np.ndarray:
@@ -283,7 +285,7 @@ def random_background(rng: np.random.Generator, camera: Camera) -> tuple[Backgro
 def _upright(
     b: Board | Background, anchor: np.ndarray, camera: Camera, rays: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Depth along the rays of an upright plane through `anchor`, and place on it: sideways of the anchor, and height z."""
+    """Depth along the rays of an upright plane through `anchor`, and the place on it: sideways, and height z."""
     slope = rays @ b.normal.astype(np.float32)
     with np.errstate(divide="ignore"):
         depth = np.float32((anchor - camera.position) @ b.normal) / slope

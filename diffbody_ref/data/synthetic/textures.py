@@ -99,6 +99,13 @@ def noise(kind: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return upper + (flat[bottom + left] * (1 - fx) + flat[bottom + right] * fx - upper) * fy
 
 
+def _speckle(kind: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """`noise` without the interpolation, for texels smaller than a pixel."""
+    size = np.float32(_SIZE)
+    x, y = (np.floor(size * w).astype(np.int32) & (_SIZE - 1) for w in (u, v))
+    return noise_bank()[kind].ravel()[y * _SIZE + x]
+
+
 def cell_random(u: np.ndarray, v: np.ndarray, seed: int, channels: int = 1) -> np.ndarray:
     """Uniform numbers in [0, 1), constant within each unit cell of (u, v): (..., channels)."""
     table = np.random.Generator(np.random.Philox(key=seed)).random((1024, channels), np.float32)
@@ -239,6 +246,6 @@ def albedo(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Linear RGB (..., 3) of a material at chart coordinates u, v in metres, with fine and broad noise."""
     pu, pv = u / np.float32(m.scale) + m.offset[0], v / np.float32(m.scale) + m.offset[1]
     colour = PATTERNS[m.pattern](m, pu, pv)
-    grain = m.grain * noise(1, u * 1.9 + m.offset[1], v * 1.9 + m.offset[0])
-    grain += 0.6 * m.grain * noise(0, u * 2.6 + m.offset[0], v * 2.6)
-    return np.clip(colour * np.exp(grain)[..., None], 0.002, 1.0).astype(np.float32)
+    grain = _speckle(1, u * 1.9 + m.offset[1], v * 1.9 + m.offset[0])
+    grain += np.float32(0.6) * _speckle(0, u * 2.6 + m.offset[0], v * 2.6)
+    return np.clip(colour * np.exp(np.float32(m.grain) * grain)[..., None], 0.002, 1.0).astype(np.float32)

@@ -95,17 +95,19 @@ def _light(
     place = (float(samples[i]) + 0.5) / float(count)
     turn = 2.4 * float(samples[i])  # about the golden angle
     key = wp.float32(0.0)
-    if (
-        wp.dot(normal, direction) > 0.0
-        and _blocked(mesh, faces, fields, start, _tilted(direction, spread * wp.sqrt(place), turn), 6.0) >= 6.0
-    ):
-        key = wp.float32(1.0)
-    free = _blocked(mesh, faces, fields, start, _tilted(normal, wp.asin(0.97 * wp.sqrt(place)), turn + 1.0), reach)
-    out[i] = wp.vec2(key, free / reach)
+    if wp.dot(normal, direction) > 0.0:
+        key_ray = _tilted(direction, spread * wp.sqrt(place), turn)
+        if _blocked(mesh, faces, fields, start, key_ray, 6.0) >= 6.0:
+            key = wp.float32(1.0)
+    free = wp.float32(-1.0)
+    if samples[i] % 3 == 0:
+        out_ray = _tilted(normal, wp.asin(0.97 * wp.sqrt(place)), turn + 1.0)
+        free = _blocked(mesh, faces, fields, start, out_ray, reach) / reach
+    out[i] = wp.vec2(key, free)
 
 
 class Scene:
-    """A mesh to trace: vertices (N, 3), faces (F, 3), fields (N, 3); a face is there where all three fields are positive."""
+    """A mesh to trace: vertices (N, 3), faces (F, 3), fields (N, 3). A face is where all its fields are positive."""
 
     def __init__(self, vertices: np.ndarray, faces: np.ndarray, fields: np.ndarray, device: str = "cpu") -> None:
         self.device = device
@@ -147,8 +149,9 @@ class Scene:
     ) -> np.ndarray:
         """Shares in [0, 1] of the key light and of the ambient light at surface points: float32 (M, 2).
 
-        Each point sends one ray into the light's cone and one into its own hemisphere (cosine weighted); which ones
-        depends on its number in `samples`, 0 ... count - 1, so that a pixel's samples together cover both.
+        Each point sends one ray into the light's cone, and every third number in `samples` (0 ... count - 1) also one
+        into its own hemisphere, cosine weighted; the others have -1 there. Which ray depends on the number, so that a
+        pixel's samples together cover both.
 
         Args:
             points, normals: (M, 3), metres and unit.

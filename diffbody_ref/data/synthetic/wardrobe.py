@@ -62,7 +62,15 @@ class Garment:
 
 @dataclass(frozen=True)
 class Hair:
-    """style: "bald", "shaved", "short", "curly", "bob", "long", "bun"; volume: thickness in metres; length: template z of the ends."""
+    """Hair and beard.
+
+    Attributes:
+        style: "bald", "shaved", "short", "curly", "bob", "long" or "bun".
+        volume: thickness in metres.
+        length: template z of the ends, 1.0 where no long hair hangs down.
+        fringe: how far it hangs over the forehead, metres.
+        beard: 0 none, up to 1.
+    """
 
     style: str
     colour: np.ndarray

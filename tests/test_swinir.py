@@ -1,0 +1,119 @@
+"""SwinIR: sizes, DiffBIR's parameter names, window attention and its shift mask against naive dense ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from diffbody_ref.models.swinir import (
+    MASKED,
+    NANO,
+    SD21,
+    SwinIR,
+    SwinIRConfig,
+    WindowAttention,
+    from_windows,
+    relative_positions,
+    shift_mask,
+    to_windows,
+)
+
+TINY = SwinIRConfig(unshuffle=2, embed_dim=8, depths=(2,), num_heads=(2,), window_size=4, num_feat=4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 8), (17, 31), (3, 5), (1, 1), (40, 24)])
+def test_every_size_comes_back(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert SwinIR(TINY)(torch.rand(2, 3, height, width)).shape == (2, 3, height, width)
+
+
+def test_parameters_are_those_of_diffbirs_checkpoint() -> None:
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in SwinIR(SD21).named_parameters()}
+    assert shapes["conv_first.1.weight"] == (180, 192, 3, 3)
+    assert shapes["patch_embed.norm.weight"] == (180,)
+    assert shapes["layers.7.residual_group.blocks.5.attn.relative_position_bias_table"] == (225, 6)
+    assert shapes["layers.0.residual_group.blocks.0.attn.qkv.weight"] == (540, 180)
+    assert shapes["layers.0.residual_group.blocks.0.mlp.fc1.weight"] == (360, 180)
+    assert shapes["layers.3.conv.weight"] == (180, 180, 3, 3)
+    assert shapes["conv_before_upsample.0.weight"] == (64, 180, 3, 3)
+    assert shapes["conv_last.weight"] == (3, 64, 3, 3)
+    assert {"conv_up1.weight", "conv_up2.weight", "conv_up3.weight", "conv_hr.weight", "norm.weight"} <= shapes.keys()
+    assert "conv_up4.weight" not in shapes
+
+
+def naive_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
+    """Pairs that may not attend: cells whose places before the shift were not neighbours in one window's span.
+
+    Independent of the code's regions: roll the true coordinates and compare distances.
+    """
+    rows, columns = np.mgrid[:height, :width]
+    before = [np.roll(c, (-shift, -shift), (0, 1)) for c in (rows, columns)]
+    tiles = []
+    for top in range(0, height, window):
+        for left in range(0, width, window):
+            y, x = (c[top : top + window, left : left + window].ravel() for c in before)
+            apart = (np.abs(y[:, None] - y[None]) >= window) | (np.abs(x[:, None] - x[None]) >= window)
+            tiles.append(np.where(apart, MASKED, 0.0))
+    return np.stack(tiles)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 8), (12, 20)])
+def test_shift_mask_separates_what_was_not_adjacent(height: int, width: int) -> None:
+    mask = shift_mask(height, width, 4, 2, torch.zeros(1))
+    assert np.array_equal(mask.numpy(), naive_mask(height, width, 4, 2).astype(np.float32))
+
+
+def test_window_attention_is_dense_attention_with_a_bias() -> None:
+    torch.manual_seed(1)
+    layer, x = WindowAttention(8, 4, 2).double(), torch.randn(3, 16, 8, dtype=torch.float64)
+    q, k, v = layer.qkv(x).view(3, 16, 3, 2, 4).unbind(2)
+    table, index = layer.relative_position_bias_table, relative_positions(4)
+    expected = torch.empty(3, 16, 2, 4, dtype=torch.float64)
+    for head in range(2):
+        logits = torch.einsum("bic,bjc->bij", q[:, :, head], k[:, :, head]) / 2.0  # √d = 2
+        logits = logits + table[index, head]
+        expected[:, :, head] = torch.einsum("bij,bjc->bic", logits.softmax(-1), v[:, :, head])
+    # The same sums in another order, in float64.
+    torch.testing.assert_close(layer(x, None), layer.proj(expected.flatten(2)), rtol=1e-12, atol=1e-12)
+
+
+def test_relative_positions_depend_on_the_offset_alone() -> None:
+    index = relative_positions(3).view(3, 3, 3, 3)
+    assert index[0, 0, 1, 1] == index[1, 1, 2, 2]
+    assert index[0, 0, 1, 1] != index[1, 1, 0, 0]
+    assert len(index.unique()) == 25  # (2·3 − 1)²
+
+
+def test_windows_and_back() -> None:
+    x = torch.randn(2, 8, 12, 3)
+    assert torch.equal(from_windows(to_windows(x, 4), 8, 12, 4), x)
+    assert torch.equal(to_windows(x, 4)[1].view(4, 4, 3), x[0, :4, 4:8])  # second window: first row of windows
+
+
+def test_a_far_pixel_does_not_reach_beyond_the_receptive_field() -> None:
+    """Two Swin layers see a window and its shifted neighbours, so a change at one end leaves the other end alone."""
+    torch.manual_seed(2)
+    model, x = SwinIR(TINY).eval(), torch.rand(1, 3, 16, 128)
+    changed = x.clone()
+    changed[..., :4] = 0
+    with torch.no_grad():
+        difference = (model(x) - model(changed)).abs().amax(dim=(0, 1, 2))
+    assert difference[:4].min() > 0
+    assert difference[64:].max() == 0
+
+
+def test_nano_starts_as_the_identity() -> None:
+    torch.manual_seed(3)
+    x = torch.rand(1, 3, 40, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(SwinIR(NANO)(x), x, atol=1e-6, rtol=0)  # (x − mean) + mean in float32
+    assert sum(p.numel() for p in SwinIR(NANO).parameters()) < 800_000
+
+
+@pytest.mark.parametrize("bad", [{"unshuffle": 3}, {"unshuffle": 1}, {"depths": (2, 2)}])
+def test_a_wrong_size_is_named(bad: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        SwinIRConfig(**{**TINY.__dict__, **bad})

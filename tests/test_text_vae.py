@@ -1,0 +1,55 @@
+"""Text encoder, tokenizer and autoencoder: sizes, CLIP's real vocabulary, scaling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffbody_ref.models.text import build_text_encoder, build_tokenizer, encode_prompt
+from diffbody_ref.models.vae import build_vae, decode, encode_mode, encode_sample
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        # Published ids of CLIP's tokenizer.
+        ("a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407]),
+        ("A Photo OF a Cat", [49406, 320, 1125, 539, 320, 2368, 49407]),
+        ("", [49406, 49407]),
+    ],
+)
+def test_tokenizer_is_clips(text: str, ids: list[int]) -> None:
+    assert build_tokenizer()(text).input_ids == ids
+
+
+def test_prompts_are_padded_and_cut() -> None:
+    torch.manual_seed(0)
+    tokenizer, encoder = build_tokenizer(), build_text_encoder("nano").eval()
+    embedded = encode_prompt(tokenizer, encoder, ["a woman in a red coat", "word " * 200, ""])
+    assert embedded.shape == (3, 77, 64)
+    assert torch.isfinite(embedded).all()
+    assert not torch.equal(embedded[0], embedded[2])
+
+
+def test_sd21_sizes() -> None:
+    with torch.device("meta"):
+        encoder, vae = build_text_encoder("sd21"), build_vae("sd21")
+    assert sum(p.numel() for p in encoder.parameters()) == 340_387_840  # SD 2.1's text encoder
+    assert sum(p.numel() for p in vae.parameters()) == 83_653_863  # SD's autoencoder
+    assert vae.config.scaling_factor == 0.18215
+
+
+def test_latents_are_scaled_and_back() -> None:
+    torch.manual_seed(0)
+    vae = build_vae("nano").eval()
+    vae.register_to_config(scaling_factor=0.5)
+    pictures = torch.rand(2, 3, 32, 16) * 2 - 1
+    with torch.no_grad():
+        posterior = vae.encode(pictures).latent_dist
+        z = encode_mode(vae, pictures)
+        assert z.shape == (2, 4, 8, 4)
+        assert torch.equal(z, posterior.mean * 0.5)
+        assert torch.equal(decode(vae, z), vae.decode(posterior.mean).sample)  # × 0.5 / 0.5 is exact
+        draws = [encode_sample(vae, pictures, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
