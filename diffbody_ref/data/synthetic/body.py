@@ -100,7 +100,7 @@ def catmull_clark(quads: np.ndarray, count: int) -> tuple[sp.csr_matrix, np.ndar
 
 
 def laplacian(quads: np.ndarray, count: int) -> sp.csr_matrix:
-    """(count, count): each vertex half way to the mean of its neighbours; those on a border look along the border only."""
+    """(count, count): each vertex half way to the mean of its neighbours; border ones look along the border only."""
     ends = np.sort(np.stack([quads, np.roll(quads, -1, 1)], -1).reshape(-1, 2), 1)
     edges, uses = np.unique(ends, axis=0, return_counts=True)
     rim = np.zeros(count, bool)

@@ -11,7 +11,7 @@ from diffbody_ref.data.synthetic.textures import PALETTE, Material, albedo, line
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole: pixel = focal · (x/z, y/z) + centre, with pixel centres at integers. Rows of `axes`: right, down, forward."""
+    """A pinhole: pixel = focal · (x/z, y/z) + centre, pixel centres at integers. `axes` rows: right, down, forward."""
 
     position: np.ndarray
     axes: np.ndarray
@@ -65,7 +65,7 @@ class Board:
 
 @dataclass(frozen=True)
 class Background:
-    """A floor, a wall `distance` behind the person up to the height `top`, boards, and a sky (2, 3): zenith and horizon.
+    """A floor, a wall `distance` behind the person up to the height `top`, boards, and a sky (2, 3): zenith, horizon.
 
     `blur` is of the far background, in pixels of a picture of 256 lines.
     """
