@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from diffbody_ref import __version__
+from diffbody_ref.loading import DEVICES, load_pipeline, model_folder
 from runtime.console import progress_bars, report, user_errors
 
 if TYPE_CHECKING:
     from diffbody_ref.ops.options import RestoreOptions
     from runtime.files import Restore
 
-from diffbody_ref.weights import NANO_FOLDER
-
-DEVICES = ("auto", "cpu", "cuda")
 
 app = typer.Typer(
     name="diffbody",
@@ -235,6 +233,23 @@ def synth(
 
 
 @app.command(no_args_is_help=True)
+def release(
+    components: Annotated[Path, typer.Argument(metavar="COMPONENTS", help="The training runs' pipeline folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the model; one that is there is replaced.")],
+    preset: Annotated[str, typer.Option(help="`nano` or `sd21`: base size and default settings.")] = "nano",
+) -> None:
+    """Make a model folder from trained components, in half precision: what `restore --model OUT` takes.
+
+    Example:
+
+    - `diffbody release runs/nano/pipeline models/mine`
+    """
+    from diffbody_ref.release import release as release_model
+
+    print(f"released {release_model(components, out, preset)}")
+
+
+@app.command(no_args_is_help=True)
 def evaluate(
     data: Annotated[
         list[Path], typer.Argument(metavar="DATA", help="Folders that `diffbody synth` wrote, not used to train.")
@@ -316,42 +331,6 @@ def check_options(settings: dict[str, Any], seed: int, device: str) -> RestoreOp
     except ValueError as error:
         names = "|".join(sorted(flags, key=len, reverse=True))
         raise ValueError(re.sub(rf"\b({names})\b", lambda found: flags[found[0]], str(error), count=1)) from None
-
-
-def model_folder(name: str) -> Path:
-    """The folder of a preset's name or of a path.
-
-    Raises:
-        ValueError: neither.
-    """
-    folder = NANO_FOLDER if name == "nano" else Path(name)
-    if (folder / "model_index.json").is_file():
-        return folder
-    if folder.is_dir():
-        raise ValueError(f"{folder}: not a DiffBody model, it has no model_index.json")
-    if name == "nano":
-        raise ValueError("the weights of 'nano' are not in this installation; give a model's folder by --model")
-    raise ValueError(f"unknown --model {name!r}: neither the preset 'nano' nor a folder with a model_index.json")
-
-
-def load_pipeline(folder: Path, device: str) -> Any:
-    """A `DiffBodyPipeline` on a device.
-
-    Raises:
-        ValueError: CUDA was asked for and is not there.
-    """
-    import torch
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    from diffbody_ref.pipeline import DiffBodyPipeline
-
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise ValueError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-    return DiffBodyPipeline.from_pretrained(folder).to("cuda" if available and device != "cpu" else "cpu")
 
 
 def load_restore(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import BaseOutput
-from PIL import Image
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -27,8 +25,9 @@ from diffbody_ref.models.swinir import SwinIR
 from diffbody_ref.models.text import encode_prompt
 from diffbody_ref.models.vae import decode, encode_mode
 from diffbody_ref.ops.colour import match_colour
-from diffbody_ref.ops.images import Picture, crop, pad_to_multiple, picture_from_image, resize, working_size
+from diffbody_ref.ops.images import Picture, crop, pad_to_multiple, resize, working_size
 from diffbody_ref.ops.options import RestoreOptions
+from diffbody_ref.pictures import DiffBodyOutput, ImageInput, Intermediates, as_output, as_picture, to_pixels
 from diffbody_ref.sampling import (
     NoiseSource,
     StepInfo,
@@ -44,38 +43,9 @@ from diffbody_ref.sampling import (
 from diffbody_ref.structure import Structure, empty_structure, structure_maps
 from diffbody_ref.tiled import apply_tiled
 
-ImageInput = Image.Image | np.ndarray | Picture
 NO_PERSON = "no person found: pose and attention are empty and body guidance is off"
 PRESET_SETTINGS = ("base_height", "base_width", "tile_size", "guidance_scale", "body_guidance_scale", "strength")
 OVERLAP = 0.125  # of a tile's side, shared by neighbours
-
-
-@dataclass(frozen=True)
-class Intermediates:
-    """What the stages found in one picture of working size H×W.
-
-    Attributes:
-        regression: r, float32 (H, W, 3) in [0, 1].
-        boxes: float32 (N, 5), pixels and score. keypoints: float32 (N, 133, 3), pixels and score.
-        pose: float32 (H, W, 3) in [0, 1]. attention: float32 (K+1, H, W) in [0, 1].
-        loss_curve: (timestep, loss of eq. 6) of every guided step.
-    """
-
-    regression: np.ndarray
-    boxes: np.ndarray
-    keypoints: np.ndarray
-    pose: np.ndarray
-    attention: np.ndarray
-    loss_curve: list[tuple[int, float]]
-
-
-@dataclass
-class DiffBodyOutput(BaseOutput):
-    """Restored pictures, what was found on the way (on request), and notices for whoever asked, one list a picture."""
-
-    images: Any
-    intermediates: list[Intermediates] | None = None
-    notices: list[list[str]] = field(default_factory=list)
 
 
 @dataclass
@@ -238,7 +208,7 @@ class DiffBodyPipeline(DiffusionPipeline):
         ordered = [results[i] for i in range(len(jobs))]
         return DiffBodyOutput(
             images=[
-                _as_output(pixels, job.picture, output_type) for (pixels, _), job in zip(ordered, jobs, strict=True)
+                as_output(pixels, job.picture, output_type) for (pixels, _), job in zip(ordered, jobs, strict=True)
             ],
             intermediates=[found for _, found in ordered] if return_intermediates else None,
             notices=[job.notices for job in jobs],
@@ -346,8 +316,8 @@ class DiffBodyPipeline(DiffusionPipeline):
             lambda z: decode(self.vae, z), z0.to(self.vae.dtype), settings, (self.factor, 1), self.factor
         )
         height, width = job.size
-        regression = crop(_pixels(job.regression), height, width)
-        pixels = match_colour(crop(_pixels(decoded / 2 + 0.5), height, width), regression, settings.colour_fix)
+        regression = crop(to_pixels(job.regression), height, width)
+        pixels = match_colour(crop(to_pixels(decoded / 2 + 0.5), height, width), regression, settings.colour_fix)
         if settings.upscale is not None:
             asked_height, asked_width = (
                 max(1, round(side * settings.upscale)) for side in job.picture.pixels.shape[:2]
@@ -357,7 +327,7 @@ class DiffBodyPipeline(DiffusionPipeline):
             regression=regression,
             boxes=job.structure.boxes,
             keypoints=job.structure.keypoints,
-            pose=crop(_pixels(job.structure.pose), height, width),
+            pose=crop(to_pixels(job.structure.pose), height, width),
             attention=job.structure.attention[0, :, :height, :width].float().cpu().numpy(),
             loss_curve=curve,
         )
@@ -388,27 +358,6 @@ class DiffBodyPipeline(DiffusionPipeline):
         return apply_tiled(network, inputs, tile, max(step, int(tile * OVERLAP) // step * step), step, factor)
 
 
-def as_picture(image: ImageInput) -> Picture:
-    """A call's input as a `Picture`.
-
-    Raises:
-        ValueError: an array of another shape or range, or a picture smaller than 16×16.
-    """
-    if isinstance(image, Image.Image):
-        return picture_from_image(image)
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or not np.issubdtype(image.dtype, np.floating):
-            raise ValueError(f"an array must be float (H, W, 3) in [0, 1], got {image.dtype} {image.shape}")
-        if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
-            raise ValueError("an array's values must be in [0, 1]")
-        image = Picture(image.astype(np.float32))
-    if not isinstance(image, Picture):
-        raise ValueError(f"image must be a PIL picture, an array or a list of them, got {type(image).__name__}")
-    if min(image.pixels.shape[:2]) < 16:
-        raise ValueError(f"picture is too small: {image.pixels.shape[1]}x{image.pixels.shape[0]}, need at least 16x16")
-    return image
-
-
 def _known(options: dict[str, Any]) -> dict[str, Any]:
     names = [f.name for f in dataclasses.fields(RestoreOptions)]
     for name in options:
@@ -435,20 +384,3 @@ def _groups_of_equal_size(jobs: list[_Job]) -> list[list[int]]:
     for i, job in enumerate(jobs):
         groups.setdefault(tuple(job.z_r.shape), []).append(i)
     return list(groups.values())
-
-
-def _pixels(tensor: Tensor) -> np.ndarray:
-    """(1, 3, H, W) to float32 (H, W, 3)."""
-    return tensor[0].float().cpu().permute(1, 2, 0).numpy()
-
-
-def _as_output(pixels: np.ndarray, source: Picture, output_type: str) -> Any:
-    if output_type == "np":
-        return pixels
-    if output_type == "pt":
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-    levels = np.uint8(np.round(pixels * 255.0))
-    if source.alpha is None:
-        return Image.fromarray(levels)
-    alpha = resize(source.alpha, pixels.shape[0], pixels.shape[1], method="bicubic")
-    return Image.fromarray(np.dstack([levels, np.uint8(np.round(np.clip(alpha, 0, 1) * 255.0))]))

@@ -171,7 +171,7 @@ def _head_layers(model: BodyModel, who: Identity) -> list[_Layer]:
         ends = p[:, 2] - who.hair.length + 0.012 * noise(1, p[:, 0] * 4 + 0.01 * who.hair.seed, p[:, 1] * 4)
         x = np.abs(p[:, 0])
         face = np.maximum(np.maximum(x - 0.06, p[:, 1] + 0.07), p[:, 2] - 0.80)  # parted over the face
-        back = np.maximum(p[:, 1] + 0.045, p[:, 2] - 0.66) if who.hair.seed % 2 else np.ones_like(x)
+        back = np.maximum(p[:, 1] + 0.045, p[:, 2] - 0.66)  # below the chin it hangs behind the shoulders
         layers.append(
             _Layer(hair, np.stack([ends, face, back], 1).astype(np.float32), np.full(len(p), 0.004), 0.0, HAIR)
         )

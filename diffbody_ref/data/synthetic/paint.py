@@ -190,8 +190,8 @@ def person_albedo(who: Identity, kind: np.ndarray, p: np.ndarray, parts: np.ndar
     body = np.flatnonzero(kind == c.BODY)
     # Where a pose pushes the skin through the cloth, it is painted as the cloth.
     q, hung = p[body], parts[body]
-    if who.lower.cut != "skirt":
-        kind[body[c.lower_fields(who.lower, q, hung).min(-1) > 0.006]] = c.LOWER
+    margin = 0.02 if who.lower.cut == "skirt" else 0.006
+    kind[body[c.lower_fields(who.lower, q, hung).min(-1) > margin]] = c.LOWER
     kind[body[(c.upper_fields(who.upper, q, hung).min(-1) > 0.006) & (hung[:, HEAD] < 0.4)]] = c.UPPER
     kind[body[c.shoe_fields(who.shoes, q).min(1) > 0.003]] = c.SHOES
     out = np.zeros((len(p), 3), np.float32)

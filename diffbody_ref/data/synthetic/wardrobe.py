@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -329,6 +329,8 @@ def random_identity(rng: np.random.Generator) -> Identity:
         upper, lower = _dress(rng)
     else:
         upper, lower = _upper(rng, female, bool(rng.random() < 0.25)), _lower(rng, female)
+        if lower.cut == "skirt":
+            upper = replace(upper, hem=0.1)  # tucked in
     beard = "" if hair.beard == 0 else "stubble" if hair.beard < 0.6 else "a beard"
     extras = [w for w in (beard, glasses, hat.words if hat else "") if w]
     face = "wearing " + " and ".join(extras) if extras and extras[0] != beard else " and ".join(extras)
