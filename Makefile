@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # One thread a test process: two processes on two cores are faster than four threads fighting for them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all lint bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test      lint, types and the fast tests"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make lint      ruff and mypy"
+	@echo "make bench     seconds a picture at several settings: benchmarks/results/"
 	@echo "make clean     remove .venv, out/ and caches"
 
 demo: $(VENV)/.reference
@@ -31,6 +32,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.latency
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -116,6 +116,13 @@ def test_the_encoder_is_the_unets() -> None:
     assert not ours["controlnet_cond_embedding.weight"].any()
 
 
+def test_a_unet_that_the_branch_cannot_copy_is_refused() -> None:
+    unet = tiny_unet()
+    unet.register_to_config(act_fn="gelu")
+    with pytest.raises(ValueError, match="act_fn is 'gelu'"):
+        ControlBranch.from_unet(unet, PARTS)
+
+
 def test_save_and_load(tmp_path: Path, inputs: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture) -> None:
     branch = branch_with_open_outputs(tiny_unet())
     branch.save_pretrained(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,7 @@ def test_parameters_are_those_of_diffbirs_checkpoint() -> None:
     assert shapes["conv_last.weight"] == (3, 64, 3, 3)
     assert {"conv_up1.weight", "conv_up2.weight", "conv_up3.weight", "conv_hr.weight", "norm.weight"} <= shapes.keys()
     assert "conv_up4.weight" not in shapes
+    assert (len(shapes), sum(math.prod(shape) for shape in shapes.values())) == (660, 15_792_587)  # the checkpoint's
 
 
 def naive_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
@@ -66,18 +69,47 @@ def test_shift_mask_separates_what_was_not_adjacent(height: int, width: int) -> 
     assert np.array_equal(mask.numpy(), naive_mask(height, width, 4, 2).astype(np.float32))
 
 
-def test_window_attention_is_dense_attention_with_a_bias() -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_window_attention_is_dense_attention_with_a_bias(masked: bool) -> None:
+    """Two pictures of three windows, one window and one head at a time."""
     torch.manual_seed(1)
-    layer, x = WindowAttention(8, 4, 2).double(), torch.randn(3, 16, 8, dtype=torch.float64)
-    q, k, v = layer.qkv(x).view(3, 16, 3, 2, 4).unbind(2)
-    table, index = layer.relative_position_bias_table, relative_positions(4)
-    expected = torch.empty(3, 16, 2, 4, dtype=torch.float64)
-    for head in range(2):
-        logits = torch.einsum("bic,bjc->bij", q[:, :, head], k[:, :, head]) / 2.0  # √d = 2
-        logits = logits + table[index, head]
-        expected[:, :, head] = torch.einsum("bij,bjc->bic", logits.softmax(-1), v[:, :, head])
+    layer, x = WindowAttention(8, 4, 2).double(), torch.randn(6, 16, 8, dtype=torch.float64)
+    torch.nn.init.normal_(layer.relative_position_bias_table)
+    mask = torch.randn(3, 16, 16, dtype=torch.float64) if masked else None
+    q, k, v = layer.qkv(x).view(6, 16, 3, 2, 4).unbind(2)
+    bias = layer.relative_position_bias_table[relative_positions(4)]
+    expected = torch.empty(6, 16, 2, 4, dtype=torch.float64)
+    for window in range(6):
+        for head in range(2):
+            logits = q[window, :, head] @ k[window, :, head].T / 2.0 + bias[..., head]  # √d = 2
+            if mask is not None:
+                logits = logits + mask[window % 3]
+            expected[window, :, head] = logits.softmax(-1) @ v[window, :, head]
     # The same sums in another order, in float64.
-    torch.testing.assert_close(layer(x, None), layer.proj(expected.flatten(2)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer(x, mask), layer.proj(expected.flatten(2)), rtol=1e-12, atol=1e-12)
+
+
+def test_padding_mirrors_at_the_bottom_and_right() -> None:
+    torch.manual_seed(4)
+    model, x = SwinIR(TINY).eval(), torch.rand(1, 3, 13, 18)
+    with torch.no_grad():
+        by_hand = model(torch.from_numpy(np.pad(x.numpy(), ((0, 0), (0, 0), (0, 3), (0, 6)), mode="reflect")))
+        assert torch.equal(model(x), by_hand[..., :13, :18])
+
+
+def test_one_exported_graph_serves_every_size() -> None:
+    """The shift mask is computed from the sizes in the graph, not baked in for the traced one."""
+    torch.manual_seed(5)
+    model = SwinIR(TINY).eval()
+    sizes = {
+        0: torch.export.Dim("b", max=8),
+        2: 8 * torch.export.Dim("h", max=16),
+        3: 8 * torch.export.Dim("w", max=16),
+    }
+    exported = torch.export.export(model, (torch.rand(2, 3, 16, 24),), dynamic_shapes=(sizes,)).module()
+    x = torch.rand(3, 3, 40, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(x), model(x), atol=1e-6, rtol=0)  # float32, values about 1
 
 
 def test_relative_positions_depend_on_the_offset_alone() -> None:

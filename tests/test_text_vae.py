@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import CLIPTokenizer
 
 from diffbody_ref.models.text import build_text_encoder, build_tokenizer, encode_prompt
 from diffbody_ref.models.vae import build_vae, decode, encode_mode, encode_sample
@@ -16,10 +19,25 @@ from diffbody_ref.models.vae import build_vae, decode, encode_mode, encode_sampl
         ("a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407]),
         ("A Photo OF a Cat", [49406, 320, 1125, 539, 320, 2368, 49407]),
         ("", [49406, 49407]),
+        # By open_clip's SimpleTokenizer.
+        (
+            "a 30-year-old woman, long brown hair; striped t-shirt",
+            [49406, 320, 274, 271, 268, 935, 268, 896, 2308, 267, 1538, 2866, 2225, 282, 22192, 339, 268, 2523, 49407],
+        ),
+        ("they're at the café", [49406, 889, 982, 536, 518, 15304, 49407]),
     ],
 )
 def test_tokenizer_is_clips(text: str, ids: list[int]) -> None:
     assert build_tokenizer()(text).input_ids == ids
+
+
+@pytest.mark.parametrize(("preset", "pad"), [("sd21", 0), ("nano", 49407)])
+def test_padding_is_the_text_encoders(tmp_path: Path, preset: str, pad: int) -> None:
+    """Every position's embedding conditions the U-Net, so the id after the end matters: OpenCLIP's is 0."""
+    build_tokenizer(preset).save_pretrained(tmp_path)
+    for tokenizer in (build_tokenizer(preset), CLIPTokenizer.from_pretrained(tmp_path)):
+        ids = tokenizer("a cat", padding="max_length").input_ids
+        assert ids == [49406, 320, 2368, 49407] + [pad] * 73
 
 
 def test_prompts_are_padded_and_cut() -> None:
@@ -47,7 +65,7 @@ def test_latents_are_scaled_and_back() -> None:
     with torch.no_grad():
         posterior = vae.encode(pictures).latent_dist
         z = encode_mode(vae, pictures)
-        assert z.shape == (2, 4, 8, 4)
+        assert z.shape == (2, 8, 8, 4)
         assert torch.equal(z, posterior.mean * 0.5)
         assert torch.equal(decode(vae, z), vae.decode(posterior.mean).sample)  # × 0.5 / 0.5 is exact
         draws = [encode_sample(vae, pictures, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]

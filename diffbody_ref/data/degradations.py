@@ -34,7 +34,7 @@ class DegradationConfig:
 
 
 PAPER = DegradationConfig()
-NANO = DegradationConfig(blur_sigma=(0.1, 2.2), downscale=(1.0, 4.0), noise=(0.0, 12.0), jpeg_quality=(40, 100))
+NANO = DegradationConfig(blur_sigma=(0.1, 2.2), downscale=(1.0, 4.0))
 
 RESIZE_METHODS = ("area", "bilinear", "bicubic")
 

@@ -23,6 +23,7 @@ COPIED = (
     "cross_attention_dim",
     "norm_num_groups",
     "use_linear_projection",
+    "upcast_attention",
 )
 
 
@@ -50,6 +51,7 @@ class ControlBranch(ControlNetModel):
         cross_attention_dim: int = 1024,
         norm_num_groups: int = 32,
         use_linear_projection: bool = True,
+        upcast_attention: bool = False,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -60,6 +62,7 @@ class ControlBranch(ControlNetModel):
             cross_attention_dim=cross_attention_dim,
             norm_num_groups=norm_num_groups,
             use_linear_projection=use_linear_projection,
+            upcast_attention=upcast_attention,
             conditioning_embedding_out_channels=(norm_num_groups,),
         )
         channels = in_channels + 3 + part_count + 1
@@ -74,8 +77,16 @@ class ControlBranch(ControlNetModel):
 
     @classmethod
     def from_unet(cls, unet: UNet2DConditionModel, part_count: int) -> ControlBranch:
-        """A branch with the U-Net's encoder weights; condition and output convolutions are zero."""
+        """A branch with the U-Net's encoder weights; condition and output convolutions are zero.
+
+        Raises:
+            ValueError: the U-Net has a setting, outside `COPIED`, that the branch would not share.
+        """
         branch = cls(part_count=part_count, **{name: unet.config[name] for name in COPIED})
+        shared = [name for name in branch.config if name in unet.config and name[0] != "_" and name not in COPIED]
+        for name in shared:
+            if unet.config[name] != branch.config[name]:
+                raise ValueError(f"the U-Net's {name} is {unet.config[name]!r}; it must be {branch.config[name]!r}")
         theirs, ours = unet.state_dict(), branch.state_dict()
         branch.load_state_dict({name: theirs.get(name, value) for name, value in ours.items()})
         return branch
@@ -107,11 +118,11 @@ def denoise(
     """ε_θ(z_t, t, c, z_r, P, A) of eq. 4.
 
     Args:
-        z_t: (B, 4, h, w). timesteps: int64 (B,). text: (B, L, D). condition: from `condition_latents`.
+        z_t: (B, C, h, w). timesteps: int64 (B,). text: (B, L, D). condition: from `condition_latents`.
         control_scale: factor on the branch's residuals.
 
     Returns:
-        (B, 4, h, w).
+        (B, C, h, w).
     """
     common: dict[str, Any] = {"encoder_hidden_states": text, "return_dict": False}
     down, mid = control(

@@ -167,12 +167,15 @@ class WindowAttention(nn.Module):
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """Args: windows (B·N, T, C); mask (N, T, T) to add, or None."""
         count, tokens, dim = windows.shape
-        q, k, v = self.qkv(windows).view(count, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        heads = (count, self.heads, tokens, dim // self.heads)
+        q, k, v = self.qkv(windows).view(count, tokens, 3, self.heads, heads[-1]).permute(2, 0, 3, 1, 4)
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
-        bias = bias.view(tokens, tokens, self.heads).permute(2, 0, 1)[None].to(q)
+        bias = bias.view(tokens, tokens, self.heads).permute(2, 0, 1)[None]
         if mask is not None:
-            bias = (bias + mask[:, None]).repeat(count // mask.shape[0], 1, 1, 1)
-        out = attention(q, k, v, bias)
+            # A picture's windows become heads, so that one bias (1, N·heads, T, T) serves the whole batch.
+            bias = (bias + mask[:, None]).flatten(0, 1)[None]
+            q, k, v = (x.reshape(-1, bias.shape[1], tokens, heads[-1]) for x in (q, k, v))
+        out = attention(q, k, v, bias.to(q)).reshape(heads)
         return self.proj(out.transpose(1, 2).reshape(count, tokens, dim))
 
 

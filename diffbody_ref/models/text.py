@@ -32,15 +32,18 @@ CONFIGS: dict[str, dict] = {
     },
 }
 
+# OpenCLIP pads with id 0, which is "!" in this vocabulary; CLIP with its end token.
+PAD_TOKENS = {"sd21": "!", "nano": "<|endoftext|>"}
+
 
 def build_text_encoder(preset: str) -> CLIPTextModel:
     """The text encoder at a preset's size, with random weights: token ids (B, 77) → (B, 77, hidden_size)."""
     return CLIPTextModel(CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **CONFIGS[preset]))
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer, from the vocabulary in this package."""
-    return CLIPTokenizer.from_pretrained(TOKENIZER_FOLDER)
+def build_tokenizer(preset: str = "nano") -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer, from the vocabulary in this package; prompts are cut or padded to 77 ids."""
+    return CLIPTokenizer.from_pretrained(TOKENIZER_FOLDER, pad_token=PAD_TOKENS[preset])
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from diffusers import UNet2DConditionModel
 
+from diffbody_ref.models.vae import CONFIGS as VAE_CONFIGS
+
 CONFIGS: dict[str, dict] = {
     "sd21": {
         "sample_size": 64,
@@ -29,5 +31,8 @@ CONFIGS: dict[str, dict] = {
 
 
 def build_unet(preset: str) -> UNet2DConditionModel:
-    """The denoiser at a preset's size, with random weights: (B, 4, h, w), t (B,), text (B, L, D) → ε (B, 4, h, w)."""
-    return UNet2DConditionModel(in_channels=4, out_channels=4, use_linear_projection=True, **CONFIGS[preset])
+    """The denoiser at a preset's size, with random weights: (B, C, h, w), t (B,), text (B, L, D) → ε (B, C, h, w)."""
+    channels = VAE_CONFIGS[preset]["latent_channels"]
+    return UNet2DConditionModel(
+        in_channels=channels, out_channels=channels, use_linear_projection=True, **CONFIGS[preset]
+    )
