@@ -237,16 +237,22 @@ def release(
     components: Annotated[Path, typer.Argument(metavar="COMPONENTS", help="The training runs' pipeline folder.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the model; one that is there is replaced.")],
     preset: Annotated[str, typer.Option(help="`nano` or `sd21`: base size and default settings.")] = "nano",
+    runs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the training runs: draws their loss curves to OUT/losses.png.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Make a model folder from trained components, in half precision: what `restore --model OUT` takes.
 
     Example:
 
-    - `diffbody release runs/nano/pipeline models/mine`
+    - `diffbody release runs/nano/pipeline models/mine --runs runs/nano`
     """
     from diffbody_ref.release import release as release_model
 
-    print(f"released {release_model(components, out, preset)}")
+    print(f"released {release_model(components, out, preset, runs)}")
 
 
 @app.command(no_args_is_help=True)

@@ -11,6 +11,7 @@ import torch
 from diffbody_ref.components import COMPONENT_CLASSES, load_component, load_or_build_component
 from diffbody_ref.models.text import TOKENIZER_FOLDER
 from diffbody_ref.pipeline import DiffBodyPipeline
+from diffbody_ref.training.curves import plot_losses
 
 UNTRAINED = ("tokenizer", "scheduler")
 
@@ -28,8 +29,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def release(components: Path, out: Path, preset: str, dtype: torch.dtype = torch.float16) -> Path:
+def release(components: Path, out: Path, preset: str, runs: Path | None = None) -> Path:
     """Write `out` in diffusers' layout from a training run's pipeline folder, replacing what was there when complete.
+
+    Weights are float16. Markdown files (the model card) that are in `out` already stay.
+
+    Args:
+        runs: folder of the runs; their loss curves are drawn to losses.png.
 
     Raises:
         FileNotFoundError: a trained component is missing.
@@ -40,7 +46,7 @@ def release(components: Path, out: Path, preset: str, dtype: torch.dtype = torch
     parts = {
         name: load_or_build_component(components, name, preset)
         if name in UNTRAINED
-        else load_component(components, name, dtype)
+        else load_component(components, name, torch.float16)
         for name in COMPONENT_CLASSES
     }
     fresh = out.with_name(f".{out.name}.new")
@@ -49,6 +55,8 @@ def release(components: Path, out: Path, preset: str, dtype: torch.dtype = torch
     # The vocabulary's two source files are a third of the size of the one file that transformers writes.
     shutil.rmtree(fresh / "tokenizer")
     shutil.copytree(TOKENIZER_FOLDER, fresh / "tokenizer")
+    if runs is not None:
+        plot_losses(runs, fresh / "losses.png")
     for kept in out.glob("*.md") if out.is_dir() else ():
         shutil.copy2(kept, fresh / kept.name)
     old = out.with_name(f".{out.name}.old")
