@@ -32,6 +32,8 @@ class TrainConfig:
         variants: degradations encoded ahead per picture by the diffusion stage.
         structure: False trains without pose and attention (DiffBIR's method).
         snr_gamma: min-SNR loss weight γ (Hang et al. 2023, arXiv:2303.09556); 0 is the plain loss of eq. 4.
+        pixel_weight: of the part maps' cross-entropy beside the identity losses; BPBReID's 0.35 is for a backbone that
+            was trained on ImageNet, one trained from nothing needs more.
         mixed_precision: "no" or "bf16".
     """
 
@@ -55,6 +57,7 @@ class TrainConfig:
     variants: int = 1
     structure: bool = True
     snr_gamma: float = 0.0
+    pixel_weight: float = 0.35
     mixed_precision: str = "no"
     checkpoint_every: int = 500
     sample_every: int = 500

@@ -9,7 +9,7 @@ from diffbody_ref.models.parts import attention_map
 from diffbody_ref.ops.images import resize
 from diffbody_ref.structure import person_crop
 from diffbody_ref.training.config import TrainConfig
-from diffbody_ref.training.parts_losses import IdentityHead, part_losses
+from diffbody_ref.training.parts_losses import IdentityHead, PartLossConfig, part_losses
 from diffbody_ref.training.stages.base import Stage, channels_first, degraded_pair, grid
 
 DEGRADED_SHARE = 0.3  # the network meets regression results, which are softer than clean pictures
@@ -24,6 +24,7 @@ class PartsStage(Stage):
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
         self.identity_head = IdentityHead(len(self.people.identities), self.parts.settings)
+        self.loss_config = PartLossConfig(pixel_weight=config.pixel_weight)
         groups: dict[int, list[int]] = {}
         for index in range(len(self.people)):
             groups.setdefault(self.people.identity(index), []).append(index)
@@ -56,7 +57,7 @@ class PartsStage(Stage):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         output = self.parts(batch["picture"])
-        losses = part_losses(output, self.identity_head(output), batch["labels"], batch["identity"])
+        losses = part_losses(output, self.identity_head(output), batch["labels"], batch["identity"], self.loss_config)
         with torch.no_grad():
             predicted = attention_map(output, *batch["labels"].shape[1:])[:, :-1]
             labels = torch.where(predicted.amax(1) > 0.5, predicted.argmax(1) + 1, 0)
