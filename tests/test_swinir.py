@@ -150,7 +150,7 @@ def test_nano_starts_as_the_identity() -> None:
     x = torch.rand(1, 3, 40, 24)
     with torch.no_grad():
         torch.testing.assert_close(SwinIR(NANO)(x), x, atol=1e-6, rtol=0)  # (x − mean) + mean in float32
-    assert sum(p.numel() for p in SwinIR(NANO).parameters()) < 2_000_000
+    assert sum(p.numel() for p in SwinIR(NANO).parameters()) < 2_100_000  # 4.2 MB in half precision, of nano's 32 MB
 
 
 @pytest.mark.parametrize("bad", [{"unshuffle": 3}, {"unshuffle": 1}, {"depths": (2, 2)}, {"upsampler": "x"}])

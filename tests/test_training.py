@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from diffbody_ref.data.degradations import NANO, DegradationConfig, degrade
 from diffbody_ref.training.config import TrainConfig, load_config
 from diffbody_ref.training.loop import OrderedBatches, learning_rate_at, train
+from diffbody_ref.training.stages.restoration import RestorationStage
 from tests.people import write_people
 
 CONFIGS = sorted((Path(__file__).parents[1] / "diffbody_ref" / "training" / "configs").rglob("*.toml"))
@@ -67,6 +68,18 @@ def test_accumulation_gives_the_step_of_the_whole_batch(people: Path, tmp_path: 
     first, second = (weights(train(c), "swinir") for c in (whole, parts))
     # Sums in another order: float32 rounding, which Adam's division makes as large as a few 1e-5 of the step 1e-3.
     assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
+
+
+def test_the_relative_loss_counts_mild_and_heavy_degradations_alike(people: Path, tmp_path: Path) -> None:
+    stage = RestorationStage(config_for("swinir", people, tmp_path, crop=0, relative_loss=True))
+    plain = RestorationStage(config_for("swinir", people, tmp_path, crop=0))
+    for index in range(2):
+        items = [s.item(index, index) for s in (stage, plain)]
+        batches = [{name: torch.as_tensor(value)[None] for name, value in item.items()} for item in items]
+        relative, absolute = (float(s(b)["loss"].detach()) for s, b in zip((stage, plain), batches, strict=True))
+        # An untrained nano SwinIR returns its input: its error is the degradation's own.
+        assert relative == pytest.approx(1.0, rel=1e-3)
+        assert absolute == pytest.approx(float(np.square(items[1]["high"] - items[1]["low"]).mean()), rel=1e-3)
 
 
 def test_the_reconstruction_loss_falls(people: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ NANO = SwinIRConfig(
     depths=(2,),
     num_heads=(4,),
     upsampler="pixelshuffledirect",
-    refine_blocks=6,
+    refine_blocks=10,
     global_residual=True,
 )
 

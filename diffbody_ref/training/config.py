@@ -34,6 +34,8 @@ class TrainConfig:
         snr_gamma: min-SNR loss weight γ (Hang et al. 2023, arXiv:2303.09556); 0 is the plain loss of eq. 4.
         pixel_weight: of the part maps' cross-entropy beside the identity losses; BPBReID's 0.35 is for a backbone that
             was trained on ImageNet, one trained from nothing needs more.
+        relative_loss: eq. 2 divided by the error of the degraded picture, so that a mild degradation counts as much as
+            a heavy one, as it does in a mean of decibels; False is the plain eq. 2.
         mixed_precision: "no" or "bf16".
     """
 
@@ -58,6 +60,7 @@ class TrainConfig:
     structure: bool = True
     snr_gamma: float = 0.0
     pixel_weight: float = 0.35
+    relative_loss: bool = False
     mixed_precision: str = "no"
     checkpoint_every: int = 500
     sample_every: int = 500
