@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from diffbody_ref.data.degradations import NANO, DegradationConfig, degrade
 from diffbody_ref.training.config import TrainConfig, load_config
 from diffbody_ref.training.loop import OrderedBatches, learning_rate_at, train
+from diffbody_ref.training.muon import Muon, muon_groups, orthogonalised
 from diffbody_ref.training.stages.restoration import RestorationStage
 from tests.people import write_people
 
@@ -47,9 +48,10 @@ def weights(folder: Path, component: str) -> dict[str, torch.Tensor]:
     return load_file(folder / component / "diffusion_pytorch_model.safetensors")
 
 
-def test_a_cut_and_resumed_run_ends_with_the_same_weights(people: Path, tmp_path: Path) -> None:
-    whole = config_for("vae", people, tmp_path / "whole")
-    cut = config_for("vae", people, tmp_path / "cut")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_cut_and_resumed_run_ends_with_the_same_weights(people: Path, tmp_path: Path, optimizer: str) -> None:
+    whole = config_for("vae", people, tmp_path / "whole", optimizer=optimizer)
+    cut = config_for("vae", people, tmp_path / "cut", optimizer=optimizer)
     train(whole)
     train(cut, stop_after=2)
     assert not (tmp_path / "cut" / "pipeline").exists()  # an unfinished run publishes nothing
@@ -80,6 +82,34 @@ def test_the_relative_loss_counts_mild_and_heavy_degradations_alike(people: Path
         # An untrained nano SwinIR returns its input: its error is the degradation's own.
         assert relative == pytest.approx(1.0, rel=1e-3)
         assert absolute == pytest.approx(float(np.square(items[1]["high"] - items[1]["low"]).mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(32, 200), (200, 32), (64, 64)])
+def test_orthogonalising_keeps_the_singular_vectors_alone(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    found = torch.diag(u.T @ orthogonalised(matrix) @ vh.T)
+    # The polynomial lifts singular values over about 1/100 of the largest to 0.7..1.2; bfloat16 adds a few percent.
+    assert ((found > 0.6) & (found < 1.3))[s > 0.05 * s.max()].all()
+
+
+def test_muon_steps_matrices_and_leaves_the_rest_to_adamw() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(16, 32, 3), torch.nn.GroupNorm(4, 32), torch.nn.Conv2d(32, 3, 1))
+    matrices, others = muon_groups(model)
+    assert matrices["params"] == [model[0].weight]  # the last convolution has 3 outputs only
+    assert len(others["params"]) == 5
+    before = [p.detach().clone() for p in model.parameters()]
+    twin = [p.detach().clone().requires_grad_() for p in others["params"]]
+    model(torch.randn(2, 16, 8, 8)).square().mean().backward()
+    for copy, own in zip(twin, others["params"], strict=True):
+        copy.grad = own.grad.clone()
+    Muon([matrices, others], lr=1e-2, weight_decay=0.0).step()
+    torch.optim.AdamW(twin, lr=1e-2, weight_decay=0.0).step()
+    assert all(torch.equal(copy, own) for copy, own in zip(twin, others["params"], strict=True))
+    step = (model[0].weight - before[0]).flatten(1)
+    # 32 singular values of about 1, times 0.2·√144, over 32·144 entries: 0.2 learning rates each, as AdamW's steps.
+    assert float(step.detach().square().mean().sqrt()) == pytest.approx(0.2 * 1e-2, rel=0.2)
 
 
 def test_the_reconstruction_loss_falls(people: Path, tmp_path: Path) -> None:
@@ -139,6 +169,7 @@ def test_the_papers_recipe_is_the_papers() -> None:
         ("steps = 'many'", "steps is 'many'"),
         ("learning_rate = nan", "learning_rate is nan"),
         ("mixed_precision = 'fp8'", "'no' or 'bf16'"),
+        ("optimizer = 'sgd'", "'adamw' or 'muon'"),
         ("steps = ", "config.toml"),
     ],
 )

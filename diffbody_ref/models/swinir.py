@@ -265,10 +265,15 @@ def from_windows(windows: Tensor, height: int, width: int, window: int) -> Tenso
 
 
 def _pad_to_multiple(pictures: Tensor, multiple: int) -> Tensor:
-    """Mirror the picture at the bottom and right up to a multiple; repeat the edge where it is too small for that."""
-    height, width = pictures.shape[-2:]
-    bottom, right = -height % multiple, -width % multiple
-    if bottom == 0 and right == 0:
-        return pictures
-    mode = "reflect" if bottom < height and right < width else "replicate"
-    return F.pad(pictures, (0, right, 0, bottom), mode=mode)
+    """Mirror the picture at the bottom and right up to a multiple; a side shorter than that ends in its first pixels.
+
+    By indices from the sizes, so that an exported graph pads every size as it needs.
+    """
+    rows, columns = (_mirrored(size, multiple, pictures.device) for size in pictures.shape[-2:])
+    return pictures.index_select(2, rows).index_select(3, columns)
+
+
+def _mirrored(size: int, multiple: int, device: torch.device) -> Tensor:
+    """int64, 0 … size−1, then back from size−2, up to the next multiple."""
+    positions = torch.arange((size + multiple - 1) // multiple * multiple, device=device)
+    return ((size - 1) - ((size - 1) - positions).abs()).clamp_min(0)

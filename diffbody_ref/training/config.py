@@ -24,8 +24,9 @@ class TrainConfig:
         output: checkpoints, log and sample pictures of this run.
         steps, batch_size: optimizer steps and pictures per step over all processes and accumulation rounds.
         accumulation: gradient accumulation rounds per step.
-        learning_rate, warmup_steps, weight_decay, max_grad_norm: AdamW (weight_decay 0 is Adam). The rate falls to
-            `final_rate` times its peak on a half cosine; 1 keeps it constant.
+        optimizer: "adamw", or "muon" (`diffbody_ref.training.muon`), which learns in fewer steps.
+        learning_rate, warmup_steps, weight_decay, max_grad_norm: of the optimizer (AdamW with weight_decay 0 is Adam).
+            The rate falls to `final_rate` times its peak on a half cosine; 1 keeps it constant.
         ema_decay: exponential moving average of the weights; the average is what is saved.
         crop: side of random square training crops in pixels; 0 uses whole pictures.
         caption_dropout: probability of an empty caption, for classifier-free guidance.
@@ -47,6 +48,7 @@ class TrainConfig:
     steps: int
     batch_size: int
     learning_rate: float
+    optimizer: str = "adamw"
     accumulation: int = 1
     warmup_steps: int = 100
     final_rate: float = 1.0
@@ -84,6 +86,8 @@ class TrainConfig:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be a positive number")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer is {self.optimizer!r}; it must be 'adamw' or 'muon'")
         if self.mixed_precision not in ("no", "bf16"):
             raise ValueError(f"mixed_precision is {self.mixed_precision!r}; it must be 'no' or 'bf16'")
 

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffbody_ref.training.config import TrainConfig
+from diffbody_ref.training.muon import Muon, muon_groups
 from diffbody_ref.training.stages import Stage, build_stage
 
 KEPT_CHECKPOINTS = 2
@@ -101,7 +102,10 @@ def train(config: TrainConfig, stop_after: int | None = None) -> Path:
     (output / "samples").mkdir(parents=True, exist_ok=True)
 
     parameters = [p for p in stage.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    if config.optimizer == "muon":
+        optimizer = Muon(muon_groups(stage), lr=config.learning_rate, weight_decay=config.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     stage.to(accelerator.device, memory_format=torch.channels_last)
     model, optimizer = accelerator.prepare(stage, optimizer)
     ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
