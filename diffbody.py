@@ -15,7 +15,11 @@ from diffbody_ref.loading import DEVICES, load_pipeline, model_folder
 from runtime.console import progress_bars, report, user_errors
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from diffbody_ref.ops.images import Picture
     from diffbody_ref.ops.options import RestoreOptions
+    from diffbody_ref.ops.results import Intermediates
     from runtime.files import Restore
 
 
@@ -87,6 +91,13 @@ def restore(
         ),
     ] = None,
     model: Model = "nano",
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder that `diffbody export` made, instead of a model: faster, and without PyTorch.",
+            show_default=False,
+        ),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="What the picture shows, from head to toe; may stay empty.")] = "",
     negative_prompt: Annotated[str, typer.Option(help="What the picture should not look like.")] = "",
     steps: Steps = 50,
@@ -147,7 +158,7 @@ def restore(
         tile_size=tile_size,
     )
     check_options(settings, seed, device)
-    folder = model_folder(model)
+    load, folder = (load_reference, model_folder(model)) if bundle is None else (load_bundle, bundle)
     jobs = files.plan(inputs, out)
     companions = ("before_after",) * compare + INTERMEDIATES * intermediates
     single = len(inputs) == 1 and not inputs[0].is_dir()
@@ -158,9 +169,10 @@ def restore(
     with progress_bars() as bar:
         pictures = bar.add_task("pictures", total=len(jobs))
         step = bar.add_task("steps", total=steps)
+        show_step = lambda i, n: bar.update(step, completed=i, total=n)  # noqa: E731
         summary = files.run(
             jobs,
-            lambda: load_restore(folder, device, call, companions, lambda i, n: bar.update(step, completed=i, total=n)),
+            lambda: with_companions(load(folder, device, call, show_step), companions),
             overwrite=overwrite,
             companions=companions,
             progress=lambda i, job: bar.update(pictures, completed=i, description=job.source.name),
@@ -255,6 +267,32 @@ def release(
     print(f"released {release_model(components, out, preset, runs)}")
 
 
+@app.command()
+def export(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the bundle; one that is there is replaced when it is done.")
+    ],
+    model: Model = "nano",
+) -> None:
+    """Turn a model into a bundle: an ONNX graph of each stage, which `restore --bundle` runs without PyTorch.
+
+    An interrupted export goes on where it stopped.
+
+    Example:
+
+    - `diffbody export --model models/mine -o bundles/mine`
+    """
+    folder = model_folder(model)
+    from export.bundle import export_bundle
+
+    with progress_bars() as bar:
+        task = bar.add_task("stages", total=None)
+        export_bundle(
+            folder, out, lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
+        )
+    print(f"exported {out}")
+
+
 @app.command(no_args_is_help=True)
 def evaluate(
     data: Annotated[
@@ -339,27 +377,23 @@ def check_options(settings: dict[str, Any], seed: int, device: str) -> RestoreOp
         raise ValueError(re.sub(rf"\b({names})\b", lambda found: flags[found[0]], str(error), count=1)) from None
 
 
-def load_restore(
-    folder: Path, device: str, call: dict[str, Any], companions: tuple[str, ...], on_step: Callable[[int, int], None]
-) -> Restore:
-    """A function that restores one picture, for `runtime.files.run`.
+Run = Callable[["Picture"], tuple["np.ndarray", "Intermediates", list[str]]]
+"""A picture → the restored pixels, what was found on the way, notices."""
+
+
+def load_reference(folder: Path, device: str, call: dict[str, Any], on_step: Callable[[int, int], None]) -> Run:
+    """Restoring with the PyTorch pipeline in `folder`.
 
     Args:
         call: keyword arguments of the pipeline.
-        companions: see `runtime.companions.draw`.
         on_step: called with (steps done, steps in all).
     """
-    import numpy as np
-
-    from diffbody_ref.ops.images import Picture, resize
     from diffbody_ref.ops.schedule import steps_to_run
-    from runtime.companions import draw
-    from runtime.files import Restored
 
     pipeline = load_pipeline(folder, device)
     steps = steps_to_run(call["num_inference_steps"], call.get("strength", pipeline.config.strength))
 
-    def restore_one(picture: Picture) -> Restored:
+    def run(picture: Picture) -> tuple[np.ndarray, Intermediates, list[str]]:
         on_step(0, steps)
         result = pipeline(
             picture,
@@ -368,14 +402,46 @@ def load_restore(
             return_intermediates=True,
             callback_on_step_end=lambda pipe, step, timestep, tensors: on_step(step + 1, steps),
         )
-        pixels, found = result.images[0], result.intermediates[0]
+        return result.images[0], result.intermediates[0], result.notices[0]
+
+    return run
+
+
+def load_bundle(folder: Path, device: str, call: dict[str, Any], on_step: Callable[[int, int], None]) -> Run:
+    """Restoring with the bundle in `folder`; arguments as for `load_reference`."""
+    from runtime.bundle import Bundle
+
+    restorer = Bundle.open(folder).restorer(device="cpu" if device == "auto" else device)
+
+    def run(picture: Picture) -> tuple[np.ndarray, Intermediates, list[str]]:
+        on_step(0, 1)
+        result = restorer.restore(picture, **call, callback=lambda done: on_step(done.step + 1, done.num_steps))
+        return result.pixels, result.found, result.notices
+
+    return run
+
+
+def with_companions(run: Run, companions: tuple[str, ...]) -> Restore:
+    """A function that restores one picture and draws what goes beside it, for `runtime.files.run`.
+
+    Args:
+        companions: see `runtime.companions.draw`.
+    """
+    import numpy as np
+
+    from diffbody_ref.ops.images import Picture, resize
+    from runtime.companions import draw
+    from runtime.files import Restored
+
+    def restore_one(picture: Picture) -> Restored:
+        pixels, found, notices = run(picture)
         made = draw(companions, picture.pixels, pixels, found)
         alpha = (
             None
             if picture.alpha is None
             else np.clip(resize(picture.alpha, pixels.shape[0], pixels.shape[1]), 0.0, 1.0)
         )
-        return Restored(Picture(pixels, alpha), made, result.notices[0])
+        return Restored(Picture(pixels, alpha), made, notices)
 
     return restore_one
 

@@ -25,9 +25,10 @@ from diffbody_ref.models.swinir import SwinIR
 from diffbody_ref.models.text import encode_prompt
 from diffbody_ref.models.vae import decode, encode_mode
 from diffbody_ref.ops.colour import match_colour
-from diffbody_ref.ops.images import Picture, crop, pad_to_multiple, resize, working_size
+from diffbody_ref.ops.images import ImageInput, Picture, as_picture, crop, pad_to_multiple, resize, working_size
 from diffbody_ref.ops.options import RestoreOptions
-from diffbody_ref.pictures import DiffBodyOutput, ImageInput, Intermediates, as_output, as_picture, to_pixels
+from diffbody_ref.ops.results import NO_PERSON, Intermediates
+from diffbody_ref.pictures import DiffBodyOutput, as_output, to_pixels
 from diffbody_ref.sampling import (
     NoiseSource,
     StepInfo,
@@ -43,7 +44,6 @@ from diffbody_ref.sampling import (
 from diffbody_ref.structure import Structure, empty_structure, structure_maps
 from diffbody_ref.tiled import apply_tiled
 
-NO_PERSON = "no person found: pose and attention are empty and body guidance is off"
 PRESET_SETTINGS = ("base_height", "base_width", "tile_size", "guidance_scale", "body_guidance_scale", "strength")
 OVERLAP = 0.125  # of a tile's side, shared by neighbours
 

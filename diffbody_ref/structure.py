@@ -10,9 +10,7 @@ import torch
 from diffbody_ref.models.parts import PartNet, attention_map
 from diffbody_ref.models.pose import PersonDetector, PoseEstimator, detect_people, estimate_pose
 from diffbody_ref.ops.drawing import draw_pose
-
-# Part networks are trained on crops that leave a little air around the person.
-CROP_MARGIN = 0.05
+from diffbody_ref.ops.pose import person_crop
 
 
 @dataclass(frozen=True)
@@ -55,15 +53,6 @@ def structure_maps(
         window = attention[..., y0:y1, x0:x1]
         window.copy_(torch.maximum(window, maps.to(window)))
     return Structure(boxes, keypoints, crops, drawing.to(picture), attention)
-
-
-def person_crop(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-    """The window (x0, y0, x1, y1) of a person's box with `CROP_MARGIN` around it: whole pixels inside the picture."""
-    x0, y0, x1, y1 = (float(v) for v in box[:4])
-    dx, dy = CROP_MARGIN * (x1 - x0), CROP_MARGIN * (y1 - y0)
-    left, top = int(np.clip(np.floor(x0 - dx), 0, width - 8)), int(np.clip(np.floor(y0 - dy), 0, height - 8))
-    right, bottom = int(np.clip(np.ceil(x1 + dx), left + 8, width)), int(np.clip(np.ceil(y1 + dy), top + 8, height))
-    return left, top, right, bottom
 
 
 def empty_structure(picture: torch.Tensor, part_count: int) -> Structure:

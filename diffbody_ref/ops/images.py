@@ -58,6 +58,9 @@ class Picture:
     alpha: np.ndarray | None = None
 
 
+ImageInput = Image.Image | np.ndarray | Picture
+
+
 class WorkingSize(NamedTuple):
     """The size a picture is restored at: first resized to height × width, then padded at the bottom and right."""
 
@@ -140,6 +143,28 @@ def picture_from_image(image: Image.Image, name: str = "picture") -> Picture:
     transparent = image.has_transparency_data
     values = np.asarray(image.convert("RGBA" if transparent else "RGB"), dtype=np.float32) / np.float32(255)
     return Picture(values[:, :, :3].copy(), values[:, :, 3].copy()) if transparent else Picture(values)
+
+
+def as_picture(image: ImageInput) -> Picture:
+    """A call's input as a `Picture`.
+
+    Raises:
+        ValueError: an array of another shape or range, or a picture smaller than 16×16.
+    """
+    if isinstance(image, Image.Image):
+        return picture_from_image(image)
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or not np.issubdtype(image.dtype, np.floating):
+            raise ValueError(f"an array must be float (H, W, 3) in [0, 1], got {image.dtype} {image.shape}")
+        if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
+            raise ValueError("an array's values must be in [0, 1]")
+        image = Picture(image.astype(np.float32))
+    if not isinstance(image, Picture):
+        raise ValueError(f"image must be a PIL picture, an array or a list of them, got {type(image).__name__}")
+    height, width = image.pixels.shape[:2]
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(f"picture is too small: {width}x{height}, need at least {MIN_SIDE}x{MIN_SIDE}")
+    return image
 
 
 def encode_image(pixels: np.ndarray, alpha: np.ndarray | None = None, format: str = "png") -> bytes:

@@ -7,7 +7,7 @@ import torch
 
 from diffbody_ref.models.parts import attention_map
 from diffbody_ref.ops.images import resize
-from diffbody_ref.structure import person_crop
+from diffbody_ref.ops.pose import person_crop
 from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.parts_losses import IdentityHead, PartLossConfig, part_losses
 from diffbody_ref.training.stages.base import Stage, channels_first, degraded_pair, grid

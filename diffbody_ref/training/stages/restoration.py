@@ -20,7 +20,7 @@ class RestorationStage(Stage):
         high, low = degraded_pair(mirrored(self.people[index].picture, rng), rng, self.config)
         weight = 1.0 / max(float(np.square(high - low).mean()), LEAST_ERROR) if self.config.relative_loss else 1.0
         high, low = random_crop([high, low], self.config.crop, rng)
-        return {"high": channels_first(high), "low": channels_first(low), "weight": np.float32(weight)}
+        return {"high": channels_first(high), "low": channels_first(low), "weight": np.asarray(weight, np.float32)}
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         restored = self.swinir(batch["low"])

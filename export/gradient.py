@@ -1,0 +1,99 @@
+"""The guidance gradient as a forward graph: autograd's own steps, recorded as operators that ONNX knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._decomp import core_aten_decompositions, get_decompositions
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from export.stages import Stage
+
+aten = torch.ops.aten
+
+
+def gradient_graph(stage: Stage, args: tuple[Tensor, ...]) -> fx.GraphModule:
+    """The stage's module, whose forward calls autograd, as a graph module of forward operators for any size.
+
+    Args:
+        args: example arguments; no size may be 0 or 1, and no two dynamic sizes equal.
+    """
+    stage.module.requires_grad_(False)
+    with sdpa_kernel(SDPBackend.MATH):
+        return make_fx(
+            lambda *tensors: stage.module(*tensors),
+            decomposition_table=_decompositions(),
+            tracing_mode="symbolic",
+            _allow_non_fake_inputs=True,
+        )(*args)
+
+
+def _decompositions() -> dict[Any, Any]:
+    backward = (
+        aten.native_group_norm_backward,
+        aten.native_layer_norm_backward,
+        aten.native_batch_norm_backward,
+        aten.silu_backward,
+        aten.threshold_backward,
+        aten._softmax_backward_data,
+        aten.gelu_backward,
+        aten.native_group_norm,
+        aten.native_batch_norm,
+        aten._native_batch_norm_legit_no_training,
+    )
+    return {
+        **core_aten_decompositions(),
+        **get_decompositions(backward),
+        aten.convolution_backward.default: _convolution_backward,
+        aten.upsample_nearest2d.vec: _nearest,
+        aten.upsample_nearest2d.default: _nearest,
+        aten.upsample_nearest2d_backward.default: _nearest_backward,
+    }
+
+
+def _convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Any,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    output_mask: list[bool],
+) -> tuple[Tensor | None, None, None]:
+    """By the input only, as a transposed convolution; the weights are constants here."""
+    if transposed or output_mask[1] or output_mask[2]:
+        raise NotImplementedError("only the gradient of a plain convolution by its input is exported")
+    if not output_mask[0]:
+        return None, None, None
+    extra = [
+        0 if stride[i] == 1 else int(x.shape[2 + i] - _reach(grad.shape[2 + i], i, weight, stride, padding, dilation))
+        for i in range(2)
+    ]
+    return (
+        aten.convolution.default(grad, weight, None, stride, padding, dilation, True, extra, groups),
+        None,
+        None,
+    )
+
+
+def _reach(size: Any, axis: int, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Any:
+    """Cells of a transposed convolution's result without output padding."""
+    return (size - 1) * stride[axis] - 2 * padding[axis] + dilation[axis] * (weight.shape[2 + axis] - 1) + 1
+
+
+def _nearest(x: Tensor, output_size: Any, *scales: Any) -> Tensor:
+    """Nearest upsampling by 2 as a copy of each cell: the only factor that the VAE has."""
+    cells = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
+    return cells.reshape(x.shape[0], x.shape[1], 2 * x.shape[2], 2 * x.shape[3])
+
+
+def _nearest_backward(grad: Tensor, output_size: Any, input_size: Any, *scales: Any) -> Tensor:
+    batch, channels, height, width = input_size
+    return grad.reshape(batch, channels, height, 2, width, 2).sum((3, 5))

@@ -1,0 +1,271 @@
+"""The bundle: a folder with a manifest, and a graph for each stage.
+
+    manifest.json       what `Manifest` holds
+    onnx/STAGE.onnx     the stages' graphs
+    tokenizer.json      of the tokenizers library
+
+The manifest names every file with its size and SHA-256; a bundle whose files differ is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from runtime.restore import Restorer
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+
+
+class BundleError(ValueError):
+    """A bundle cannot be used; the message is one line that names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a stage.
+
+    Attributes:
+        name: in the graph.
+        dtype: numpy's name of it.
+        shape: whole numbers, and dynamic sizes as "name" or "factor*name": "16*height" is a multiple of 16.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def with_sizes(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape where the dynamic sizes are these."""
+        return tuple(side if isinstance(side, int) else _scaled(side, sizes) for side in self.shape)
+
+
+@dataclass(frozen=True)
+class SizeRange:
+    """A dynamic size: what an engine must accept, and what it is tuned for."""
+
+    least: int
+    usual: int
+    most: int
+
+
+def split_side(side: str) -> tuple[int, str]:
+    """ "16*height" → (16, "height"); "batch" → (1, "batch")."""
+    factor, _, name = side.rpartition("*")
+    return int(factor or 1), name
+
+
+def _scaled(side: str, sizes: Mapping[str, int]) -> int:
+    factor, name = split_side(side)
+    return factor * sizes[name]
+
+
+def read_sizes(specs: Sequence[TensorSpec], feed: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """The dynamic sizes that a feed has.
+
+    Raises:
+        ValueError: a tensor is missing or unknown, has another dtype or shape, or two disagree on a size.
+    """
+    if unknown := feed.keys() - {spec.name for spec in specs}:
+        raise ValueError(f"unknown input {min(unknown)!r}; known are {', '.join(spec.name for spec in specs)}")
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        if spec.name not in feed:
+            raise ValueError(f"input {spec.name!r} is missing")
+        array = feed[spec.name]
+        wanted = f"input {spec.name!r} must be {spec.dtype} of shape {spec.shape}"
+        if array.dtype.name != spec.dtype or array.ndim != len(spec.shape):
+            raise ValueError(f"{wanted}, not {array.dtype.name} of {array.shape}")
+        for side, size in zip(spec.shape, array.shape, strict=True):
+            factor, name = (size, "") if isinstance(side, int) else split_side(side)
+            if (isinstance(side, int) and side != size) or size % max(factor, 1):
+                raise ValueError(f"{wanted}, not {array.shape}")
+            if name and sizes.setdefault(name, size // factor) != size // factor:
+                raise ValueError(f"{wanted}, but {name} is {sizes[name]} elsewhere and {size // factor} here")
+    return sizes
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One stage: its tensors, its dynamic sizes, and its graphs by kind ("onnx-float32") as paths in the bundle."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    sizes: dict[str, SizeRange]
+    graphs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the bundle: bytes and SHA-256 as hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The numbers that tie the stages together.
+
+    Attributes:
+        multiple: sides of working pictures are multiples of this. factor: pixels per latent cell along a side.
+        latent_channels: of the latents. text_length: token ids a prompt is cut or padded to.
+        detector_size: side of the detector's square input. pose_height, pose_width: of the pose network's crops.
+        part_names: K parts, in the order of the attention maps.
+    """
+
+    multiple: int
+    factor: int
+    latent_channels: int
+    text_length: int
+    detector_size: int
+    pose_height: int
+    pose_width: int
+    part_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle is.
+
+    Attributes:
+        name: of the model. settings: defaults of a call and the base size, by the names of the pipeline's arguments.
+        alphas_cumprod: ᾱ of the training timesteps, from which every sampler's coefficients follow.
+        files: every file but the manifest, by its path in the bundle.
+        provenance: versions of what made it and a hash of the source weights.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    geometry: Geometry
+    alphas_cumprod: tuple[float, ...]
+    stages: dict[str, StageEntry]
+    files: dict[str, FileEntry]
+    provenance: dict[str, str]
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """The manifest's file."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+
+def read_manifest(folder: Path, verify: bool = True) -> Manifest:
+    """The manifest of a bundle.
+
+    Args:
+        verify: also compare every file's size and SHA-256.
+
+    Raises:
+        BundleError: no bundle, a newer schema, a broken manifest, a path outside the bundle, a missing or changed file.
+    """
+    path = folder / MANIFEST
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{folder}: not a bundle, it has no {MANIFEST}; make one with `diffbody export`") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: cannot be read: {error}") from None
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if schema != SCHEMA:
+        raise BundleError(f"{path}: schema is {schema!r}, this version reads {SCHEMA}; update diffbody or export again")
+    try:
+        manifest = _manifest(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{path}: broken manifest: {error!r}; export again") from None
+    for name, entry in manifest.files.items():
+        _check_file(folder, name, entry, verify)
+    for stage in manifest.stages.values():
+        for graph in stage.graphs.values():
+            if graph not in manifest.files:
+                raise BundleError(f"{path}: the graph {graph!r} is not among its files; export again")
+    return manifest
+
+
+def _manifest(values: dict[str, Any]) -> Manifest:
+    def specs(items: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(item["name"], item["dtype"], tuple(item["shape"])) for item in items)
+
+    geometry = {**values["geometry"], "part_names": tuple(values["geometry"]["part_names"])}
+    stages = {
+        name: StageEntry(
+            specs(stage["inputs"]),
+            specs(stage["outputs"]),
+            {size: SizeRange(**given) for size, given in stage["sizes"].items()},
+            dict(stage["graphs"]),
+        )
+        for name, stage in values["stages"].items()
+    }
+    files = {name: FileEntry(**entry) for name, entry in values["files"].items()}
+    known: dict[str, Any] = {"geometry": Geometry(**geometry), "alphas_cumprod": tuple(values["alphas_cumprod"])}
+    return Manifest(**{**values, **known, "stages": stages, "files": files})
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry, verify: bool) -> None:
+    inside = PurePosixPath(name)
+    path = folder / inside
+    if inside.is_absolute() or ".." in inside.parts or not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{folder}: {name!r} is outside of the bundle; it is not to be trusted")
+    if not path.is_file():
+        raise BundleError(f"{path}: missing; export or download the bundle again")
+    if path.stat().st_size != entry.size or (verify and sha256(path) != entry.sha256):
+        raise BundleError(f"{path}: differs from the manifest; export or download the bundle again")
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256 as hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_entry(path: Path) -> FileEntry:
+    """What the manifest says of a file."""
+    return FileEntry(path.stat().st_size, sha256(path))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: str | Path, verify: bool = True) -> Bundle:
+        """Read and verify a bundle.
+
+        Raises:
+            BundleError: see `read_manifest`.
+        """
+        folder = Path(folder)
+        return cls(folder, read_manifest(folder, verify))
+
+    def restorer(
+        self, graph: str = "onnx-float32", device: str = "cpu", threads: int | None = None, low_memory: bool = False
+    ) -> Restorer:
+        """What restores pictures on this bundle's graphs; see `runtime.restore.Restorer`.
+
+        Args:
+            graph: a kind of graph that the bundle holds.
+            device: "cpu" or "cuda".
+            threads: of an operator on the CPU; None is all cores.
+            low_memory: hold one stage's engine at a time.
+
+        Raises:
+            ValueError: the bundle has no such graphs, or unknown device.
+        """
+        from runtime.engines.pool import EnginePool
+        from runtime.restore import Restorer, load_tokenizer
+
+        pool = EnginePool(self, graph, device, threads, low_memory)
+        tokenize = load_tokenizer(self.folder / TOKENIZER, self.manifest.geometry.text_length)
+        return Restorer(self.manifest, pool.infer, tokenize)
