@@ -14,7 +14,7 @@ help:
 	@echo "make test      lint, types and the fast tests"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     seconds a picture at several settings: benchmarks/results/"
+	@echo "make bench     seconds a picture on every engine and at several settings: benchmarks/results/"
 	@echo "make clean     remove .venv, out/ and caches"
 
 demo: $(VENV)/.reference
@@ -23,10 +23,10 @@ demo: $(VENV)/.reference
 	@ls out/demo/*_before_after.png
 
 test: lint
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: lint
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m ""
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup -m ""
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -34,7 +34,8 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.latency
+	$(BIN)/diffbody bench
+	$(BIN)/python -m benchmarks.settings
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .mypy_cache .pytest_cache .ruff_cache

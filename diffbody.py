@@ -273,6 +273,12 @@ def export(
         Path, typer.Option("--out", "-o", help="Folder of the bundle; one that is there is replaced when it is done.")
     ],
     model: Model = "nano",
+    torch: Annotated[
+        str,
+        typer.Option(
+            help="What PyTorch shall be able to run as well: `guidance` (its gradient), `all` stages or `none`."
+        ),
+    ] = "guidance",
 ) -> None:
     """Turn a model into a bundle: an ONNX graph of each stage, which `restore --bundle` runs without PyTorch.
 
@@ -282,15 +288,75 @@ def export(
 
     - `diffbody export --model models/mine -o bundles/mine`
     """
+    if torch not in ("guidance", "all", "none"):
+        raise ValueError(f"unknown --torch {torch!r}, choose one of guidance, all, none")
     folder = model_folder(model)
+    from diffbody_ref.modules import MODULES
     from export.bundle import export_bundle
+
+    torch_stages = {"guidance": ("guidance",), "all": tuple(MODULES), "none": ()}[torch]
+    with progress_bars() as bar:
+        task = bar.add_task("stages", total=None)
+        show = lambda done, total, name: bar.update(task, completed=done, total=total, description=name)  # noqa: E731
+        export_bundle(folder, out, torch_stages, show)
+    print(f"exported {out}")
+
+
+@app.command(no_args_is_help=True)
+def parity(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `diffbody export` made.")],
+    model: Model = "nano",
+) -> None:
+    """Compare a bundle's stages, and a restoration, with the PyTorch reference; `export` does so as well.
+
+    The exit code is 2 if a stage is beyond its tolerance.
+
+    Example:
+
+    - `diffbody parity bundles/mine --model models/mine`
+    """
+    folder = model_folder(model)
+    from export.parity import parity as compare
+    from runtime.bundle import Bundle
 
     with progress_bars() as bar:
         task = bar.add_task("stages", total=None)
-        export_bundle(
-            folder, out, lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
-        )
-    print(f"exported {out}")
+        show = lambda done, total, name: bar.update(task, completed=done, total=total, description=name)  # noqa: E731
+        report = compare(load_pipeline(folder, "cpu"), Bundle.open(bundle), progress=show)
+    print(report.as_markdown())
+    if report.failures:
+        raise ValueError(f"{bundle}: {len(report.failures)} beyond tolerance: {report.failures[0]}")
+
+
+@app.command()
+def bench(
+    bundle: Annotated[Path, typer.Option(help="A bundle of the model; exported first where it is not there.")] = Path(
+        "out/bundle"
+    ),
+    model: Model = "nano",
+    sample: Annotated[Path, typer.Option(help="Picture to restore.")] = Path("samples/degraded/astronaut.jpg"),
+    steps: Steps = 50,
+    rounds: Annotated[int, typer.Option(help="Rounds after the warm-up.", min=1)] = 5,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for engines-cpu.json, engines-cpu.png, stages-cpu.png.")
+    ] = Path("benchmarks/results"),
+) -> None:
+    """Time a restoration on every engine, side by side, and show where the time goes.
+
+    Example:
+
+    - `diffbody bench --steps 20 --rounds 3 -o out/bench`
+    """
+    folder = model_folder(model)
+    from benchmarks.engines import report as report_engines
+    from benchmarks.engines import run
+
+    if not bundle.exists():
+        export(bundle, model)
+    with progress_bars() as bar:
+        task = bar.add_task("restorations", total=None)
+        show = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
+        report_engines(run(folder, bundle, sample, steps, rounds, out, show))
 
 
 @app.command(no_args_is_help=True)

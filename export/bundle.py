@@ -10,27 +10,34 @@ from importlib.metadata import version
 from pathlib import Path
 
 from diffbody_ref import __version__
+from diffbody_ref.modules import MODULES
 from diffbody_ref.ops.schedule import alphas_cumprod
 from diffbody_ref.pipeline import PRESET_SETTINGS, DiffBodyPipeline
 from export.onnx import export_onnx
+from export.parity import REPORT_PAGE, parity, write_report
 from export.stages import Stage, stages
-from runtime.bundle import MANIFEST, TOKENIZER, Geometry, Manifest, StageEntry, file_entry, sha256
+from runtime.bundle import GRAPH, MANIFEST, TOKENIZER, Bundle, Geometry, Manifest, StageEntry, file_entry, sha256
 
-GRAPH = "onnx-float32"
+RECORD = "provenance.json"  # in an unfinished bundle: what its stages were made from
 PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 Progress = Callable[[int, int, str], None]
 """(stages done, stages in all, the one at work)."""
 
 
-def export_bundle(model: Path, out: Path, progress: Progress | None = None) -> Path:
+def export_bundle(
+    model: Path, out: Path, torch_stages: tuple[str, ...] = ("guidance",), progress: Progress | None = None
+) -> Path:
     """Export the pipeline in `model` to the bundle `out`, replacing one that is there when the new one is complete.
+
+    Args:
+        torch_stages: stages whose networks are also copied, so that PyTorch can run them.
 
     A cut export goes on with the stages that are missing, if the model's weights are still the same.
 
     Raises:
         FileNotFoundError: `model` is no pipeline folder.
-        ValueError: a graph does not fit its stage.
+        ValueError: a graph does not fit its stage, or is beyond its tolerance (see `export.parity`).
     """
     pipeline = DiffBodyPipeline.from_pretrained(model)
     provenance = {"weights": weights_hash(model), "diffbody": __version__, **{name: version(name) for name in PACKAGES}}
@@ -46,9 +53,16 @@ def export_bundle(model: Path, out: Path, progress: Progress | None = None) -> P
             export_onnx(stage, fresh)
             fresh.rename(path)
     _write_tokenizer(pipeline, part / TOKENIZER)
-    (part / "provenance.json").unlink()
-    manifest = _manifest(pipeline, model.name, todo, part, provenance)
-    (part / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    for name in {name for stage in torch_stages for name in MODULES[stage][1]}:
+        shutil.copytree(model / name, part / "torch" / name, dirs_exist_ok=True)
+    manifest = lambda: _manifest(pipeline, model.name, todo, torch_stages, part, provenance).to_json()  # noqa: E731
+    (part / MANIFEST).write_text(manifest(), encoding="utf-8")
+    report = parity(pipeline, Bundle.open(part))
+    write_report(report, part)
+    if report.failures:
+        raise ValueError(f"{part / REPORT_PAGE}: {len(report.failures)} beyond tolerance: {report.failures[0]}")
+    (part / RECORD).unlink()
+    (part / MANIFEST).write_text(manifest(), encoding="utf-8")
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -75,7 +89,7 @@ def weights_hash(model: Path) -> str:
 
 def _start_or_resume(part: Path, provenance: dict[str, str]) -> None:
     """An empty folder, or one with the stages that an export of the same weights by the same versions left."""
-    record = part / "provenance.json"
+    record = part / RECORD
     if not (record.is_file() and json.loads(record.read_text()) == provenance):
         shutil.rmtree(part, ignore_errors=True)
         (part / "onnx").mkdir(parents=True)
@@ -92,7 +106,12 @@ def _write_tokenizer(pipeline: DiffBodyPipeline, path: Path) -> None:
 
 
 def _manifest(
-    pipeline: DiffBodyPipeline, name: str, exported: tuple[Stage, ...], folder: Path, provenance: dict[str, str]
+    pipeline: DiffBodyPipeline,
+    name: str,
+    exported: tuple[Stage, ...],
+    torch_stages: tuple[str, ...],
+    folder: Path,
+    provenance: dict[str, str],
 ) -> Manifest:
     pose = pipeline.pose.config
     return Manifest(
@@ -113,10 +132,11 @@ def _manifest(
             stage.name: StageEntry(stage.inputs, stage.outputs, stage.ranges, {GRAPH: graph_path(stage)})
             for stage in exported
         },
+        torch_stages=torch_stages,
         files={
             path.relative_to(folder).as_posix(): file_entry(path)
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != MANIFEST
+            if path.is_file() and path.name not in (MANIFEST, RECORD)
         },
         provenance=provenance,
     )

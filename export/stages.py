@@ -1,4 +1,6 @@
-"""The stages of a bundle: the one list from which export, parity, engines, server and benchmarks derive."""
+"""The stages of a bundle, described: tensors, sizes, example inputs, tolerance. All that is done to stages derives from
+this and from `diffbody_ref.modules.MODULES`.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffbody_ref.modules import MODULES, Detector, build_module
 from diffbody_ref.ops.keypoints import COUNT as KEYPOINTS
 from diffbody_ref.ops.pose import MEAN, PAD_VALUE, SPLIT_RATIO, STD
 from diffbody_ref.pipeline import DiffBodyPipeline
 from diffbody_ref.sampling import NUM_TRAIN_TIMESTEPS
-from export import modules
 from runtime.bundle import SizeRange, TensorSpec, split_side
 
 BATCH = SizeRange(1, 1, 8)
@@ -65,26 +67,26 @@ class Stage:
 
 
 def stages(pipeline: DiffBodyPipeline) -> tuple[Stage, ...]:
-    """The nine stages of DESIGN §3 with the pipeline's networks, in the order in which a picture meets them."""
-    builders = (
-        _restorer,
-        _pose_detector,
-        _pose,
-        _parts,
-        _text_encoder,
-        _vae_encoder,
-        _denoiser,
-        _guidance,
-        _vae_decoder,
-    )
-    return tuple(build(pipeline) for build in builders)
+    """The stages of `diffbody_ref.modules.MODULES` with the pipeline's networks."""
+    describe = {
+        "restorer": _restorer,
+        "pose_detector": _pose_detector,
+        "pose": _pose,
+        "parts": _parts,
+        "text_encoder": _text_encoder,
+        "vae_encoder": _vae_encoder,
+        "denoiser": _denoiser,
+        "guidance": _guidance,
+        "vae_decoder": _vae_decoder,
+    }
+    return tuple(describe[name](pipeline) for name in MODULES)
 
 
 def _restorer(pipeline: DiffBodyPipeline) -> Stage:
     picture = _picture(pipeline)
     return Stage(
         "restorer",
-        modules.Restorer(pipeline.swinir).eval(),
+        build_module("restorer", pipeline.components),
         (TensorSpec("picture", "float32", picture),),
         (TensorSpec("regression", "float32", picture),),
         _grid_ranges(pipeline),
@@ -93,7 +95,8 @@ def _restorer(pipeline: DiffBodyPipeline) -> Stage:
 
 
 def _pose_detector(pipeline: DiffBodyPipeline) -> Stage:
-    module = modules.Detector(pipeline.pose_detector).eval()
+    module = build_module("pose_detector", pipeline.components)
+    assert isinstance(module, Detector)
     size = pipeline.pose_detector.config.size
     return Stage(
         "pose_detector",
@@ -113,7 +116,7 @@ def _pose(pipeline: DiffBodyPipeline) -> Stage:
     normalise = lambda rng, shape: ((255.0 * rng.random(shape)).transpose(0, 2, 3, 1) - MEAN) / STD  # noqa: E731
     return Stage(
         "pose",
-        modules.Pose(pipeline.pose).eval(),
+        build_module("pose", pipeline.components),
         (TensorSpec("crops", "float32", ("people", 3, height, width)),),
         (
             TensorSpec("simcc_x", "float32", ("people", KEYPOINTS, int(SPLIT_RATIO * width))),
@@ -129,7 +132,7 @@ def _parts(pipeline: DiffBodyPipeline) -> Stage:
     base = SizeRange(8, pipeline.config.base_height, pipeline.config.tile_size)
     return Stage(
         "parts",
-        modules.Parts(pipeline.parts).eval(),
+        build_module("parts", pipeline.components),
         (TensorSpec("person", "float32", ("people", 3, "height", "width")),),
         (
             TensorSpec("attention", "float32", ("people", count + 1, "height", "width")),
@@ -150,7 +153,7 @@ def _text_encoder(pipeline: DiffBodyPipeline) -> Stage:
     length = config.max_position_embeddings
     return Stage(
         "text_encoder",
-        modules.TextEncoder(pipeline.text_encoder).eval(),
+        build_module("text_encoder", pipeline.components),
         (TensorSpec("token_ids", "int64", ("batch", length)),),
         (TensorSpec("text", "float32", ("batch", length, config.hidden_size)),),
         {"batch": BATCH},
@@ -161,7 +164,7 @@ def _text_encoder(pipeline: DiffBodyPipeline) -> Stage:
 def _vae_encoder(pipeline: DiffBodyPipeline) -> Stage:
     return Stage(
         "vae_encoder",
-        modules.VaeEncoder(pipeline.vae).eval(),
+        build_module("vae_encoder", pipeline.components),
         (TensorSpec("picture", "float32", _picture(pipeline)),),
         (TensorSpec("latents", "float32", _latents(pipeline)),),
         _grid_ranges(pipeline),
@@ -175,7 +178,7 @@ def _denoiser(pipeline: DiffBodyPipeline) -> Stage:
     condition = (latents[0], pipeline.control.controlnet_cond_embedding.in_channels, *latents[2:])
     return Stage(
         "denoiser",
-        modules.Denoiser(pipeline.unet, pipeline.control).eval(),
+        build_module("denoiser", pipeline.components),
         (
             TensorSpec("latents", "float32", latents),
             TensorSpec("timesteps", "int64", ("batch",)),
@@ -198,7 +201,7 @@ def _guidance(pipeline: DiffBodyPipeline) -> Stage:
     count, dim = pipeline.parts.part_count, pipeline.parts.settings.embedding_dim
     return Stage(
         "guidance",
-        modules.Guidance(pipeline.vae, pipeline.parts).eval(),
+        build_module("guidance", pipeline.components),
         (
             TensorSpec("latents", "float32", latents),
             TensorSpec("embeddings", "float32", ("people", count, dim)),
@@ -225,7 +228,7 @@ def _guidance(pipeline: DiffBodyPipeline) -> Stage:
 def _vae_decoder(pipeline: DiffBodyPipeline) -> Stage:
     return Stage(
         "vae_decoder",
-        modules.VaeDecoder(pipeline.vae).eval(),
+        build_module("vae_decoder", pipeline.components),
         (TensorSpec("latents", "float32", _latents(pipeline)),),
         (TensorSpec("picture", "float32", _picture(pipeline)),),
         _grid_ranges(pipeline),

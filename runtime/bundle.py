@@ -2,6 +2,7 @@
 
     manifest.json       what `Manifest` holds
     onnx/STAGE.onnx     the stages' graphs
+    torch/COMPONENT     weights of the networks that may also run in PyTorch, in diffusers' layout
     tokenizer.json      of the tokenizers library
 
 The manifest names every file with its size and SHA-256; a bundle whose files differ is refused.
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+GRAPH = "onnx-float32"
 
 
 class BundleError(ValueError):
@@ -141,6 +143,7 @@ class Manifest:
     Attributes:
         name: of the model. settings: defaults of a call and the base size, by the names of the pipeline's arguments.
         alphas_cumprod: ᾱ of the training timesteps, from which every sampler's coefficients follow.
+        torch_stages: stages whose networks are also there for PyTorch.
         files: every file but the manifest, by its path in the bundle.
         provenance: versions of what made it and a hash of the source weights.
     """
@@ -150,6 +153,7 @@ class Manifest:
     geometry: Geometry
     alphas_cumprod: tuple[float, ...]
     stages: dict[str, StageEntry]
+    torch_stages: tuple[str, ...]
     files: dict[str, FileEntry]
     provenance: dict[str, str]
     schema: int = SCHEMA
@@ -206,8 +210,9 @@ def _manifest(values: dict[str, Any]) -> Manifest:
         for name, stage in values["stages"].items()
     }
     files = {name: FileEntry(**entry) for name, entry in values["files"].items()}
-    known: dict[str, Any] = {"geometry": Geometry(**geometry), "alphas_cumprod": tuple(values["alphas_cumprod"])}
-    return Manifest(**{**values, **known, "stages": stages, "files": files})
+    tuples = {name: tuple(values[name]) for name in ("alphas_cumprod", "torch_stages")}
+    known: dict[str, Any] = {"geometry": Geometry(**geometry), "stages": stages, "files": files}
+    return Manifest(**{**values, **tuples, **known})
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry, verify: bool) -> None:
@@ -250,22 +255,33 @@ class Bundle:
         return cls(folder, read_manifest(folder, verify))
 
     def restorer(
-        self, graph: str = "onnx-float32", device: str = "cpu", threads: int | None = None, low_memory: bool = False
+        self,
+        engine: str = "onnxruntime",
+        guidance: str = "engine",
+        device: str = "cpu",
+        threads: int | None = None,
+        low_memory: bool = False,
     ) -> Restorer:
         """What restores pictures on this bundle's graphs; see `runtime.restore.Restorer`.
 
         Args:
-            graph: a kind of graph that the bundle holds.
+            engine: "onnxruntime", or "torch" where the bundle holds its networks for PyTorch.
+            guidance: "engine", or "torch": what runs the gradient of eq. 6.
             device: "cpu" or "cuda".
             threads: of an operator on the CPU; None is all cores.
             low_memory: hold one stage's engine at a time.
 
         Raises:
-            ValueError: the bundle has no such graphs, or unknown device.
+            ValueError: the bundle does not hold what was asked for, or an unknown engine or device.
         """
         from runtime.engines.pool import EnginePool
         from runtime.restore import Restorer, load_tokenizer
 
-        pool = EnginePool(self, graph, device, threads, low_memory)
+        if guidance not in ("engine", "torch"):
+            raise ValueError(f"unknown guidance {guidance!r}, choose one of engine, torch")
+        kinds = dict.fromkeys(self.manifest.stages, engine)
+        if guidance == "torch":
+            kinds["guidance"] = "torch"
+        pool = EnginePool(self, kinds, device, threads, low_memory)
         tokenize = load_tokenizer(self.folder / TOKENIZER, self.manifest.geometry.text_length)
         return Restorer(self.manifest, pool.infer, tokenize)

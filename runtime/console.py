@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from runtime.files import Summary
 
 BAD_INPUT = 2  # exit code
+EXTRAS = {"onnxruntime": "onnx", "tokenizers": "onnx", "onnx": "export", "onnxscript": "export"}  # others: train
 OWN_PACKAGES = ("diffbody", "diffbody_ref", "runtime", "export", "benchmarks")
 
 
@@ -35,7 +36,8 @@ def user_errors() -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package in OWN_PACKAGES:
             raise
-        _fail(error, f"this command needs the package {package!r}; install DiffBody with its extra 'train'")
+        extra = EXTRAS.get(package, "train")
+        _fail(error, f"this command needs the package {package!r}; install DiffBody with its extra {extra!r}")
     except OSError as error:
         known = error.filename is not None and error.strerror
         _fail(error, f"{error.filename}: {error.strerror}" if known else str(error))

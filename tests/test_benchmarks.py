@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.latency import SETTINGS, measure, plot
+from benchmarks.engines import plot_stages
+from benchmarks.timing import measure, plot_bars
 
 
 def test_ratios_are_of_the_same_round_and_the_warm_up_does_not_count() -> None:
-    """On a machine that gets twice as slow each round, the k-th setting takes k + 1 times the first's time."""
-    now, calls = 0.0, 0
+    """On a machine that gets twice as slow each round, the k-th way takes k + 1 times the first's time."""
+    now = 0.0
+    calls: list[int] = []
 
-    def restore(options: dict[str, Any]) -> None:
-        nonlocal now, calls
-        turn, place = divmod(calls, len(SETTINGS))
-        assert options == list(SETTINGS.values())[place]
-        now += 2.0**turn * (place + 1)
-        calls += 1
+    def take(place: int) -> None:
+        nonlocal now
+        now += 2.0 ** (len(calls) // 3) * (place + 1)
+        calls.append(place)
 
-    timings = measure(restore, 3, clock=lambda: now)
-    assert calls == 4 * len(SETTINGS)
-    assert [timing.seconds[0] for timing in timings] == [2.0 * (k + 1) for k in range(len(SETTINGS))]
-    assert [timing.ratio for timing in timings] == [k + 1.0 for k in range(len(SETTINGS))]
+    ways = {str(place): lambda place=place: take(place) for place in range(3)}
+    timings = measure(ways, 3, clock=lambda: now)
+    assert calls == [0, 1, 2] * 4
+    assert [timing.seconds[0] for timing in timings] == [2.0 * (k + 1) for k in range(3)]
+    assert [timing.ratio for timing in timings] == [k + 1.0 for k in range(3)]
+    assert timings[1].median == 8.0
 
 
-def test_the_plot_is_a_picture(tmp_path: Path) -> None:
-    timings = measure(lambda options: None, 1)
-    plot(timings, "title", tmp_path / "plot.png")
-    assert np.asarray(Image.open(tmp_path / "plot.png")).std() > 10
+def test_the_plots_are_pictures(tmp_path: Path) -> None:
+    plot_bars(measure({"a": lambda: None, "b": lambda: None}, 1), "title", tmp_path / "bars.png")
+    calls = [
+        {"stage": "whole", "start": 0.0, "seconds": 3.0},
+        {"stage": "denoiser", "start": 0.5, "seconds": 1.0},
+        {"stage": "guidance", "start": 1.5, "seconds": 1.5},
+    ]
+    plot_stages(calls, "title", tmp_path / "stages.png")
+    for name in ("bars.png", "stages.png"):
+        assert np.asarray(Image.open(tmp_path / name)).std() > 10

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.bundle import read_sizes
+from runtime.bundle import GRAPH, read_sizes
 from runtime.engines import Engine
 from runtime.engines.onnxruntime import PROVIDERS, OnnxRuntimeEngine
+from runtime.engines.torch import TorchEngine
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
+
+ENGINES = ("onnxruntime", "torch")
 
 
 class EnginePool:
@@ -22,16 +26,25 @@ class EnginePool:
     """
 
     def __init__(
-        self, bundle: Bundle, graph: str, device: str = "cpu", threads: int | None = None, low_memory: bool = False
+        self,
+        bundle: Bundle,
+        kinds: Mapping[str, str],
+        device: str = "cpu",
+        threads: int | None = None,
+        low_memory: bool = False,
     ) -> None:
-        lacking = [name for name, stage in bundle.manifest.stages.items() if graph not in stage.graphs]
-        if lacking:
-            raise ValueError(
-                f"{bundle.folder}: no {graph} graph of the stage {lacking[0]!r}; export the bundle with it"
-            )
+        """`kinds` is the engine of each stage, one of `ENGINES`."""
+        for stage, kind in kinds.items():
+            if kind not in ENGINES:
+                raise ValueError(f"unknown engine {kind!r}, choose one of {', '.join(ENGINES)}")
+            if kind == "torch" and stage not in bundle.manifest.torch_stages:
+                raise ValueError(
+                    f"{bundle.folder}: does not hold the stage {stage!r} for PyTorch; "
+                    "export with --torch all (or guidance, for that stage)"
+                )
         if device not in PROVIDERS:
             raise ValueError(f"unknown device {device!r}, choose one of {', '.join(PROVIDERS)}")
-        self.bundle, self.graph, self.device, self.threads, self.low_memory = bundle, graph, device, threads, low_memory
+        self.bundle, self.kinds, self.device, self.threads, self.low_memory = bundle, kinds, device, threads, low_memory
         self._engines: dict[str, Engine] = {}
         self._lock = threading.RLock()
 
@@ -59,6 +72,11 @@ class EnginePool:
             if stage not in self._engines:
                 if self.low_memory:
                     self.unload()
-                path = self.bundle.folder / self.bundle.manifest.stages[stage].graphs[self.graph]
-                self._engines[stage] = OnnxRuntimeEngine(path, self.device, self.threads).__enter__()
+                self._engines[stage] = self._build(stage).__enter__()
             return self._engines[stage]
+
+    def _build(self, stage: str) -> Engine:
+        entry = self.bundle.manifest.stages[stage]
+        if self.kinds[stage] == "torch":
+            return TorchEngine(self.bundle.folder / "torch", stage, entry.inputs, entry.outputs, self.device)
+        return OnnxRuntimeEngine(self.bundle.folder / entry.graphs[GRAPH], self.device, self.threads)

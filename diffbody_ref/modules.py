@@ -1,4 +1,7 @@
-"""The stages as PyTorch modules: tensors in, tensors out, nothing that depends on Python values of the input."""
+"""The stages of a bundle as PyTorch modules: tensors in, tensors out, nothing that depends on the inputs' values.
+
+`MODULES` is the list of stages, in the order in which a picture meets them (DESIGN §3).
+"""
 
 from __future__ import annotations
 
@@ -206,3 +209,23 @@ def _window_weights(start: Tensor, stop: Tensor, count: int, size: Any) -> Tenso
     inside = (cells >= start[:, None, None]) & (cells < stop[:, None, None])
     weights = weights * inside.to(weights)
     return weights / weights.sum(dim=2, keepdim=True)
+
+
+MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+    "restorer": (Restorer, ("swinir",)),
+    "pose_detector": (Detector, ("pose_detector",)),
+    "pose": (Pose, ("pose",)),
+    "parts": (Parts, ("parts",)),
+    "text_encoder": (TextEncoder, ("text_encoder",)),
+    "vae_encoder": (VaeEncoder, ("vae",)),
+    "denoiser": (Denoiser, ("unet", "control")),
+    "guidance": (Guidance, ("vae", "parts")),
+    "vae_decoder": (VaeDecoder, ("vae",)),
+}
+"""Stage → its module, and the pipeline's components that the module is made of, in the order of its arguments."""
+
+
+def build_module(stage: str, components: dict[str, Any]) -> nn.Module:
+    """A stage's module of a pipeline's components, in evaluation mode."""
+    kind, names = MODULES[stage]
+    return kind(*(components[name] for name in names)).eval().requires_grad_(False)
