@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
@@ -22,7 +23,7 @@ def gradient_graph(stage: Stage, args: tuple[Tensor, ...]) -> fx.GraphModule:
         args: example arguments; no size may be 0 or 1, and no two dynamic sizes equal.
     """
     stage.module.requires_grad_(False)
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), patch.object(torch.nn.functional, "interpolate", _interpolate):
         return make_fx(
             lambda *tensors: stage.module(*tensors),
             decomposition_table=_decompositions(),
@@ -48,9 +49,6 @@ def _decompositions() -> dict[Any, Any]:
         **core_aten_decompositions(),
         **get_decompositions(backward),
         aten.convolution_backward.default: _convolution_backward,
-        aten.upsample_nearest2d.vec: _nearest,
-        aten.upsample_nearest2d.default: _nearest,
-        aten.upsample_nearest2d_backward.default: _nearest_backward,
     }
 
 
@@ -88,12 +86,13 @@ def _reach(size: Any, axis: int, weight: Tensor, stride: list[int], padding: lis
     return (size - 1) * stride[axis] - 2 * padding[axis] + dilation[axis] * (weight.shape[2 + axis] - 1) + 1
 
 
-def _nearest(x: Tensor, output_size: Any, *scales: Any) -> Tensor:
-    """Nearest upsampling by 2 as a copy of each cell: the only factor that the VAE has."""
+def _interpolate(x: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **other: Any) -> Tensor:
+    """The VAE's upsampling by 2, as a copy of each cell, so that its gradient is a sum of blocks.
+
+    PyTorch's own is taken apart to an indexing before autograd sees it; the gradient of that is a scattered sum, which
+    is slow and which TensorRT does not have.
+    """
+    if size is not None or scale_factor != 2.0 or mode != "nearest":
+        raise NotImplementedError(f"upsampling by {scale_factor or size}, {mode}: only nearest by 2 is exported")
     cells = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
     return cells.reshape(x.shape[0], x.shape[1], 2 * x.shape[2], 2 * x.shape[3])
-
-
-def _nearest_backward(grad: Tensor, output_size: Any, input_size: Any, *scales: Any) -> Tensor:
-    batch, channels, height, width = input_size
-    return grad.reshape(batch, channels, height, 2, width, 2).sum((3, 5))
