@@ -17,7 +17,7 @@ help:
 	@echo "make bench     seconds a picture on every engine and at several settings: benchmarks/results/"
 	@echo "make clean     remove .venv, out/ and caches"
 
-demo: $(VENV)/.reference
+demo: $(VENV)/.onnx
 	@$(BIN)/diffbody restore samples/degraded -o out/demo --upscale 2 --compare --overwrite
 	@echo "Before and after, side by side:"
 	@ls out/demo/*_before_after.png
@@ -47,11 +47,12 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# torch comes first and by its exact version: left to the resolver, it can bring gigabytes of CUDA packages.
-$(VENV)/.torch: constraints.txt | $(VENV)/.created
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+$(VENV)/.onnx: pyproject.toml constraints.txt | $(VENV)/.created
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[onnx]"
 	@touch $@
 
-$(VENV)/.reference $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt $(VENV)/.torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$*]"
+# torch comes first and by its exact version: left to the resolver, it can bring gigabytes of CUDA packages.
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.created
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@

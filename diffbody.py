@@ -12,6 +12,7 @@ import typer
 
 from diffbody_ref import __version__
 from diffbody_ref.loading import DEVICES, load_pipeline, model_folder
+from diffbody_ref.weights import NANO_FOLDER
 from runtime.console import progress_bars, report, user_errors
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ Strength = Annotated[
 Sampler = Annotated[str, typer.Option(help="`ddpm` (the paper's), `ddim` or `dpm++`.")]
 Colour = Annotated[str, typer.Option(help="Colours after the regression result: `wavelet`, `adain` or `none`.")]
 Device = Annotated[str, typer.Option(help="`auto` (a CUDA GPU if there is one), `cpu` or `cuda`.")]
+Precision = Annotated[str, typer.Option(help="What a bundle's graphs calculate in: `float32`, `float16`, `bfloat16`.")]
 
 
 @app.command(no_args_is_help=True)
@@ -90,11 +92,16 @@ def restore(
             "--out", "-o", help="File (png, jpg, webp) for one picture, or a folder. Default: beside the input."
         ),
     ] = None,
-    model: Model = "nano",
     bundle: Annotated[
         Path | None,
         typer.Option(
-            help="A folder that `diffbody export` made, instead of a model: faster, and without PyTorch.",
+            help="A folder that `diffbody export` made. Default: nano's, which is built in.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="`nano`, or a folder with a model_index.json: restores with the PyTorch reference, not a bundle.",
             show_default=False,
         ),
     ] = None,
@@ -118,6 +125,16 @@ def restore(
     ] = None,
     seed: Annotated[int, typer.Option(help="From 0. The same seed gives the same picture.")] = 0,
     device: Device = "auto",
+    engine: Annotated[
+        str, typer.Option(help="What runs a bundle's stages: `onnxruntime`, `tensorrt` or `torch`.")
+    ] = "onnxruntime",
+    guidance: Annotated[
+        str, typer.Option(help="What runs a bundle's body guidance: `engine`, as the other stages, or `torch`.")
+    ] = "engine",
+    precision: Precision = "float32",
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Hold one stage of the bundle in memory at a time; slower.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Also write NAME.restored_before_after.png.")] = False,
     intermediates: Annotated[
@@ -158,7 +175,9 @@ def restore(
         tile_size=tile_size,
     )
     check_options(settings, seed, device)
-    load, folder = (load_reference, model_folder(model)) if bundle is None else (load_bundle, bundle)
+    if model is not None and bundle is not None:
+        raise ValueError("--model and --bundle: give one of them")
+    how = {"engine": engine, "guidance": guidance, "low_memory": low_memory, "precision": precision}
     jobs = files.plan(inputs, out)
     companions = ("before_after",) * compare + INTERMEDIATES * intermediates
     single = len(inputs) == 1 and not inputs[0].is_dir()
@@ -166,13 +185,20 @@ def restore(
         files.check_absent([jobs[0].target, *(jobs[0].companion(name) for name in companions)])
 
     call = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed, **settings}
+    folder = (bundle or NANO_FOLDER) if model is None else model_folder(model)
     with progress_bars() as bar:
         pictures = bar.add_task("pictures", total=len(jobs))
         step = bar.add_task("steps", total=steps)
         show_step = lambda i, n: bar.update(step, completed=i, total=n)  # noqa: E731
+
+        def load() -> Restore:
+            if model is None:
+                return with_companions(load_bundle(folder, device, how, call, show_step), companions)
+            return with_companions(load_reference(folder, device, call, show_step), companions)
+
         summary = files.run(
             jobs,
-            lambda: with_companions(load(folder, device, call, show_step), companions),
+            load,
             overwrite=overwrite,
             companions=companions,
             progress=lambda i, job: bar.update(pictures, completed=i, description=job.source.name),
@@ -273,39 +299,77 @@ def export(
         Path, typer.Option("--out", "-o", help="Folder of the bundle; one that is there is replaced when it is done.")
     ],
     model: Model = "nano",
-    torch: Annotated[
-        str,
-        typer.Option(
-            help="What PyTorch shall be able to run as well: `guidance` (its gradient), `all` stages or `none`."
-        ),
-    ] = "guidance",
+    precision: Annotated[
+        list[str],
+        typer.Option(help="Of the graphs: `float32`, `float16` or `bfloat16`; give it again for several."),
+    ] = ["float32"],  # noqa: B006, typer copies it
 ) -> None:
     """Turn a model into a bundle: an ONNX graph of each stage, which `restore --bundle` runs without PyTorch.
 
     An interrupted export goes on where it stopped.
 
-    Example:
+    Examples:
 
     - `diffbody export --model models/mine -o bundles/mine`
+
+    - `diffbody export -o bundles/nano --precision float32 --precision float16`
     """
-    if torch not in ("guidance", "all", "none"):
-        raise ValueError(f"unknown --torch {torch!r}, choose one of guidance, all, none")
     folder = model_folder(model)
-    from diffbody_ref.modules import MODULES
     from export.bundle import export_bundle
 
-    torch_stages = {"guidance": ("guidance",), "all": tuple(MODULES), "none": ()}[torch]
     with progress_bars() as bar:
         task = bar.add_task("stages", total=None)
         show = lambda done, total, name: bar.update(task, completed=done, total=total, description=name)  # noqa: E731
-        export_bundle(folder, out, torch_stages, show)
+        export_bundle(folder, out, tuple(precision), show)
     print(f"exported {out}")
+
+
+@app.command(no_args_is_help=True)
+def plan(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `diffbody export` made.")],
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of the GPU, such as 8.9; TensorRT-RTX takes several. Default: this machine's.", show_default=False
+        ),
+    ] = None,
+    precision: Precision = "float32",
+    tensorrt_flavour: Annotated[
+        str | None, typer.Option(help="`tensorrt` or `tensorrt_rtx`. Default: what is installed.", show_default=False)
+    ] = None,
+) -> None:
+    """Build TensorRT plans of a bundle's graphs into it, for `restore --engine tensorrt`.
+
+    A plan runs on the GPUs and the version of TensorRT that it was built for. TensorRT-RTX builds for GPUs that are
+    not in this machine.
+
+    Examples:
+
+    - `diffbody plan bundles/nano --precision float16`
+
+    - `diffbody plan bundles/nano --compute-capability 8.6 --compute-capability 12.0`
+    """
+    from export.tensorrt import add_plans
+    from runtime.bundle import PlanTarget
+    from runtime.engines.cuda import compute_capability as this_machines
+    from runtime.engines.tensorrt import import_tensorrt, installed_flavour
+
+    flavour = tensorrt_flavour or installed_flavour()
+    version = import_tensorrt(flavour).__version__
+    capabilities = compute_capability or [capability for capability in [this_machines()] if capability]
+    if not capabilities:
+        raise ValueError("there is no GPU here to build for; name one by --compute-capability")
+    with progress_bars() as bar:
+        task = bar.add_task("stages", total=None)
+        show = lambda done, total, name: bar.update(task, completed=done, total=total, description=name)  # noqa: E731
+        print(f"built {add_plans(bundle, PlanTarget(flavour, version, tuple(capabilities), precision), show)}")
 
 
 @app.command(no_args_is_help=True)
 def parity(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `diffbody export` made.")],
     model: Model = "nano",
+    precision: Precision = "float32",
 ) -> None:
     """Compare a bundle's stages, and a restoration, with the PyTorch reference; `export` does so as well.
 
@@ -322,7 +386,7 @@ def parity(
     with progress_bars() as bar:
         task = bar.add_task("stages", total=None)
         show = lambda done, total, name: bar.update(task, completed=done, total=total, description=name)  # noqa: E731
-        report = compare(load_pipeline(folder, "cpu"), Bundle.open(bundle), progress=show)
+        report = compare(load_pipeline(folder, "cpu"), Bundle.open(bundle), precision, progress=show)
     print(report.as_markdown())
     if report.failures:
         raise ValueError(f"{bundle}: {len(report.failures)} beyond tolerance: {report.failures[0]}")
@@ -352,7 +416,7 @@ def bench(
     from benchmarks.engines import run
 
     if not bundle.exists():
-        export(bundle, model)
+        export(bundle, model, ["float32"])
     with progress_bars() as bar:
         task = bar.add_task("restorations", total=None)
         show = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
@@ -473,11 +537,18 @@ def load_reference(folder: Path, device: str, call: dict[str, Any], on_step: Cal
     return run
 
 
-def load_bundle(folder: Path, device: str, call: dict[str, Any], on_step: Callable[[int, int], None]) -> Run:
-    """Restoring with the bundle in `folder`; arguments as for `load_reference`."""
-    from runtime.bundle import Bundle
+def load_bundle(
+    folder: Path, device: str, how: dict[str, Any], call: dict[str, Any], on_step: Callable[[int, int], None]
+) -> Run:
+    """Restoring with the bundle in `folder`; other arguments as for `load_reference`.
 
-    restorer = Bundle.open(folder).restorer(device="cpu" if device == "auto" else device)
+    Args:
+        how: keyword arguments of `runtime.bundle.Bundle.restorer`.
+    """
+    from runtime.bundle import Bundle
+    from runtime.engines.onnxruntime import best_device
+
+    restorer = Bundle.open(folder).restorer(device=best_device() if device == "auto" else device, **how)
 
     def run(picture: Picture) -> tuple[np.ndarray, Intermediates, list[str]]:
         on_step(0, 1)

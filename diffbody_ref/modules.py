@@ -1,5 +1,7 @@
 """The stages of a bundle as PyTorch modules: tensors in, tensors out, nothing that depends on the inputs' values.
 
+Tensors are float32 (whole numbers int64) at every door; inside, a network works in the precision of its weights.
+
 `MODULES` is the list of stages, in the order in which a picture meets them (DESIGN §3).
 """
 
@@ -22,6 +24,14 @@ from diffbody_ref.ops.pose import NMS_THRESHOLD, PERSON, SCORE_THRESHOLD, detect
 
 CANDIDATES = 256  # best-scoring boxes that suppression looks at
 SUPPRESSION_ROUNDS = 32
+# The loss is multiplied by it on the way back and the gradient divided: in half precision small ones would be lost. It
+# is a power of two, so that in float32 nothing changes.
+LOSS_SCALE = 1024.0
+
+
+def _for(network: Any, tensor: Tensor) -> Tensor:
+    """In the precision of the network's weights."""
+    return tensor.to(network.dtype)
 
 
 class Restorer(nn.Module):
@@ -32,7 +42,7 @@ class Restorer(nn.Module):
         self.swinir = swinir
 
     def forward(self, picture: Tensor) -> Tensor:
-        return self.swinir(picture).clamp(0.0, 1.0)
+        return self.swinir(_for(self.swinir, picture)).float().clamp(0.0, 1.0)
 
 
 class Detector(nn.Module):
@@ -57,14 +67,15 @@ class Detector(nn.Module):
         Returns:
             (B, CANDIDATES, 5): x0, y0, x1, y1 in pixels of the picture and the score, best first; score 0 is no box.
         """
-        raw = self.detector(square)
+        raw = self.detector(_for(self.detector, square)).float()
         scores, order = (raw[..., 4] * raw[..., 5 + PERSON]).topk(self.candidates, dim=1)
         centre = (raw[..., :2] + self.cells) * self.strides
         half = 0.5 * raw[..., 2:4].exp() * self.strides
         boxes = torch.cat([centre - half, centre + half], dim=2) / ratio[:, None, None]
         boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
         keep = self._suppress(boxes, (scores > SCORE_THRESHOLD).to(boxes))
-        return torch.cat([boxes, (scores * keep)[..., None]], dim=2)
+        # Nothing of what is no box: in the background many scores are almost equal, and their order is chance.
+        return torch.cat([boxes, scores[..., None]], dim=2).where(keep[..., None] > 0, 0.0)
 
     def _suppress(self, boxes: Tensor, candidate: Tensor) -> Tensor:
         """1 for boxes (B, N, 4), sorted by score, that stay; DWPose's inclusive pixels: a side is x1 − x0 + 1."""
@@ -90,8 +101,8 @@ class Pose(nn.Module):
         self.pose = pose
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        simcc_x, simcc_y = self.pose(crops)
-        return simcc_x, simcc_y
+        simcc_x, simcc_y = self.pose(_for(self.pose, crops))
+        return simcc_x.float(), simcc_y.float()
 
 
 class Parts(nn.Module):
@@ -102,8 +113,9 @@ class Parts(nn.Module):
         self.parts = parts
 
     def forward(self, person: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        output = self.parts(person)
-        return attention_map(output, *person.shape[-2:]), output.embeddings, output.visibility
+        output = self.parts(_for(self.parts, person))
+        attention = attention_map(output, *person.shape[-2:])
+        return attention.float(), output.embeddings.float(), output.visibility.float()
 
 
 class TextEncoder(nn.Module):
@@ -114,7 +126,7 @@ class TextEncoder(nn.Module):
         self.text_encoder = text_encoder
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        return self.text_encoder(token_ids).last_hidden_state
+        return self.text_encoder(token_ids).last_hidden_state.float()
 
 
 class VaeEncoder(nn.Module):
@@ -125,7 +137,7 @@ class VaeEncoder(nn.Module):
         self.vae = vae
 
     def forward(self, picture: Tensor) -> Tensor:
-        return encode_mode(self.vae, picture * 2.0 - 1.0)
+        return encode_mode(self.vae, _for(self.vae, picture * 2.0 - 1.0)).float()
 
 
 class VaeDecoder(nn.Module):
@@ -136,7 +148,7 @@ class VaeDecoder(nn.Module):
         self.vae = vae
 
     def forward(self, latents: Tensor) -> Tensor:
-        return decode(self.vae, latents) / 2.0 + 0.5
+        return decode(self.vae, _for(self.vae, latents)).float() / 2.0 + 0.5
 
 
 class Denoiser(nn.Module):
@@ -147,7 +159,8 @@ class Denoiser(nn.Module):
         self.unet, self.control = unet, control
 
     def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor, condition: Tensor) -> Tensor:
-        return denoise(self.unet, self.control, latents, timesteps, text, condition)
+        latents, text, condition = (_for(self.unet, tensor) for tensor in (latents, text, condition))
+        return denoise(self.unet, self.control, latents, timesteps, text, condition).float()
 
 
 class Guidance(nn.Module):
@@ -175,14 +188,14 @@ class Guidance(nn.Module):
         with torch.enable_grad():
             z = latents.detach().requires_grad_(True)
             loss = self.loss(z, embeddings, visibility, windows, owners)
-            (gradient,) = torch.autograd.grad(loss.sum(), z)
-        return loss.detach(), scale[:, None, None, None] * gradient
+            (gradient,) = torch.autograd.grad(loss.sum() * LOSS_SCALE, z)
+        return loss.detach(), (scale / LOSS_SCALE)[:, None, None, None] * gradient
 
     def loss(self, z: Tensor, embeddings: Tensor, visibility: Tensor, windows: Tensor, owners: Tensor) -> Tensor:
         """L (B,), the mean over a sample's people; 0 without any."""
-        pictures = decode(self.vae, z) / 2.0 + 0.5
+        pictures = decode(self.vae, _for(self.vae, z)).float() / 2.0 + 0.5
         people = cut_out(pictures, windows, owners, *self.parts.input_size)
-        found = PartFeatures(self.parts(people).embeddings, visibility)
+        found = PartFeatures(self.parts(_for(self.parts, people)).embeddings, visibility)
         losses = body_part_loss(found, PartFeatures(embeddings, visibility))
         return losses @ owners / owners.sum(dim=0).clamp_min(1.0)
 

@@ -1,4 +1,4 @@
-"""A pipeline folder becomes a bundle: every stage's graph, the tokenizer, the manifest."""
+"""A pipeline folder becomes a bundle: every stage's graph and the manifest beside the networks."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from diffbody_ref import __version__
 from diffbody_ref.modules import MODULES
 from diffbody_ref.ops.schedule import alphas_cumprod
 from diffbody_ref.pipeline import PRESET_SETTINGS, DiffBodyPipeline
 from export.onnx import export_onnx
-from export.parity import REPORT_PAGE, parity, write_report
-from export.stages import Stage, stages
-from runtime.bundle import GRAPH, MANIFEST, TOKENIZER, Bundle, Geometry, Manifest, StageEntry, file_entry, sha256
+from export.parity import REPORT_JSON, REPORT_PAGE, parity, write_reports
+from export.stages import stages
+from export.weights import WeightStore
+from runtime.bundle import MANIFEST, PRECISIONS, Bundle, Geometry, Manifest, StageEntry, file_entry, graph_kind, sha256
 
 RECORD = "provenance.json"  # in an unfinished bundle: what its stages were made from
+UNREAD = (".md", ".png")  # for people: they may change
 PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 Progress = Callable[[int, int, str], None]
@@ -26,41 +31,46 @@ Progress = Callable[[int, int, str], None]
 
 
 def export_bundle(
-    model: Path, out: Path, torch_stages: tuple[str, ...] = ("guidance",), progress: Progress | None = None
+    model: Path, out: Path, precisions: tuple[str, ...] = ("float32",), progress: Progress | None = None
 ) -> Path:
     """Export the pipeline in `model` to the bundle `out`, replacing one that is there when the new one is complete.
 
     Args:
-        torch_stages: stages whose networks are also copied, so that PyTorch can run them.
+        precisions: of the graphs; see `runtime.bundle.PRECISIONS`.
 
-    A cut export goes on with the stages that are missing, if the model's weights are still the same.
+    `out` may be `model`: then the pipeline's folder itself becomes a bundle. A cut export goes on with the stages that
+    are missing, if the model's weights are still the same.
 
     Raises:
         FileNotFoundError: `model` is no pipeline folder.
-        ValueError: a graph does not fit its stage, or is beyond its tolerance (see `export.parity`).
+        ValueError: unknown precision; a graph does not fit its stage, or is beyond its tolerance (see `export.parity`).
     """
+    if unknown := set(precisions) - set(PRECISIONS):
+        raise ValueError(f"unknown precision {min(unknown)!r}, choose of {', '.join(PRECISIONS)}")
     pipeline = DiffBodyPipeline.from_pretrained(model)
     provenance = {"weights": weights_hash(model), "diffbody": __version__, **{name: version(name) for name in PACKAGES}}
     part = out.with_name(f".{out.name}.part")
-    _start_or_resume(part, provenance)
-    todo = stages(pipeline)
-    for done, stage in enumerate(todo):
-        if progress is not None:
-            progress(done, len(todo), stage.name)
-        path = part / graph_path(stage)
-        if not path.exists():
-            fresh = path.with_name(f"{stage.name}.fresh.onnx")
-            export_onnx(stage, fresh)
-            fresh.rename(path)
-    _write_tokenizer(pipeline, part / TOKENIZER)
-    for name in {name for stage in torch_stages for name in MODULES[stage][1]}:
-        shutil.copytree(model / name, part / "torch" / name, dirs_exist_ok=True)
-    manifest = lambda: _manifest(pipeline, model.name, todo, torch_stages, part, provenance).to_json()  # noqa: E731
+    _start_or_resume(part, model, provenance)
+    store = WeightStore(part)
+    show = progress or (lambda done, total, name: None)
+    total = len(MODULES) * len(precisions)
+    for turn, precision in enumerate(precisions):
+        dtype = getattr(torch, precision)
+        same = pipeline if dtype == torch.float32 else DiffBodyPipeline.from_pretrained(model, torch_dtype=dtype)
+        for place, stage in enumerate(stages(same)):
+            show(turn * len(MODULES) + place, total, f"{stage.name} {precision}")
+            path = part / graph_path(stage.name, precision)
+            if not path.exists():
+                fresh = path.with_suffix(".fresh.onnx")
+                export_onnx(stage, fresh, store)
+                fresh.rename(path)
+    manifest = lambda: _manifest(pipeline, model.name, precisions, part, provenance).to_json()  # noqa: E731
     (part / MANIFEST).write_text(manifest(), encoding="utf-8")
-    report = parity(pipeline, Bundle.open(part))
-    write_report(report, part)
-    if report.failures:
-        raise ValueError(f"{part / REPORT_PAGE}: {len(report.failures)} beyond tolerance: {report.failures[0]}")
+    show(total, total, "parity")
+    reports = [parity(pipeline, Bundle.open(part), precision) for precision in precisions]
+    write_reports(reports, part)
+    if failures := [failure for report in reports for failure in report.failures]:
+        raise ValueError(f"{part / REPORT_PAGE}: {len(failures)} beyond tolerance: {failures[0]}")
     (part / RECORD).unlink()
     (part / MANIFEST).write_text(manifest(), encoding="utf-8")
     old = out.with_name(f".{out.name}.old")
@@ -69,47 +79,58 @@ def export_bundle(
         out.rename(old)
     part.rename(out)
     shutil.rmtree(old, ignore_errors=True)
-    if progress is not None:
-        progress(len(todo), len(todo), "")
     return out
 
 
-def graph_path(stage: Stage) -> str:
+def graph_path(stage: str, precision: str) -> str:
     """A stage's graph in the bundle."""
-    return f"onnx/{stage.name}.onnx"
+    return f"{stage}.{precision}.onnx"
 
 
 def weights_hash(model: Path) -> str:
     """SHA-256 over the names and contents of a pipeline folder's weights and configurations."""
     whole = hashlib.sha256()
-    for path in sorted(p for p in model.rglob("*") if p.suffix in (".safetensors", ".json")):
+    for path in sorted(p for p in _networks(model) if p.suffix in (".safetensors", ".json")):
         whole.update(f"{path.relative_to(model).as_posix()} {sha256(path)}\n".encode())
     return whole.hexdigest()
 
 
-def _start_or_resume(part: Path, provenance: dict[str, str]) -> None:
-    """An empty folder, or one with the stages that an export of the same weights by the same versions left."""
+def _networks(model: Path) -> list[Path]:
+    """The files of a folder that are not an earlier export's."""
+    made = {MANIFEST, REPORT_JSON, REPORT_PAGE, RECORD}
+    return [path for path in model.rglob("*") if path.is_file() and path.suffix != ".onnx" and path.name not in made]
+
+
+def _start_or_resume(part: Path, model: Path, provenance: dict[str, str]) -> None:
+    """The networks alone, or with the stages that an export of the same weights by the same versions left."""
     record = part / RECORD
-    if not (record.is_file() and json.loads(record.read_text()) == provenance):
-        shutil.rmtree(part, ignore_errors=True)
-        (part / "onnx").mkdir(parents=True)
-        record.write_text(json.dumps(provenance))
+    if record.is_file() and json.loads(record.read_text()) == provenance:
+        return
+    shutil.rmtree(part, ignore_errors=True)
+    for path in _networks(model):
+        copy = part / path.relative_to(model)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+    record.write_text(json.dumps(provenance))
 
 
-def _write_tokenizer(pipeline: DiffBodyPipeline, path: Path) -> None:
-    tokenizer = pipeline.tokenizer.backend_tokenizer
+def _tokenizer(pipeline: DiffBodyPipeline) -> dict[str, Any]:
+    """The tokenizer without its vocabulary, which the folder holds."""
+    backend = pipeline.tokenizer.backend_tokenizer
     length = pipeline.text_encoder.config.max_position_embeddings
-    tokenizer.enable_truncation(length)
+    backend.enable_truncation(length)
     pad = {"pad_id": pipeline.tokenizer.pad_token_id, "pad_token": pipeline.tokenizer.pad_token}
-    tokenizer.enable_padding(length=length, **pad)
-    tokenizer.save(str(path), pretty=False)
+    backend.enable_padding(length=length, **pad)
+    values = json.loads(backend.to_str())
+    for bulky in ("vocab", "merges"):
+        del values["model"][bulky]
+    return values
 
 
 def _manifest(
     pipeline: DiffBodyPipeline,
     name: str,
-    exported: tuple[Stage, ...],
-    torch_stages: tuple[str, ...],
+    precisions: tuple[str, ...],
     folder: Path,
     provenance: dict[str, str],
 ) -> Manifest:
@@ -129,14 +150,19 @@ def _manifest(
         ),
         alphas_cumprod=tuple(alphas_cumprod().tolist()),
         stages={
-            stage.name: StageEntry(stage.inputs, stage.outputs, stage.ranges, {GRAPH: graph_path(stage)})
-            for stage in exported
+            stage.name: StageEntry(
+                stage.inputs,
+                stage.outputs,
+                stage.ranges,
+                {graph_kind(precision): graph_path(stage.name, precision) for precision in precisions},
+            )
+            for stage in stages(pipeline)
         },
-        torch_stages=torch_stages,
+        tokenizer=_tokenizer(pipeline),
         files={
             path.relative_to(folder).as_posix(): file_entry(path)
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in (MANIFEST, RECORD)
+            if path.is_file() and path.suffix not in UNREAD and path.name not in (MANIFEST, RECORD)
         },
         provenance=provenance,
     )

@@ -6,31 +6,33 @@ import logging
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import numpy as np
 import onnx
 import torch
+from onnxscript import rewriter
 
 from export.gradient import gradient_graph
 from export.stages import Stage, as_tensors, dynamic_shapes
+from export.weights import WeightStore, share_weights
 from runtime.bundle import split_side
 
 OPSET = 20
-PACKED_FROM = 64  # values: a smaller tensor is not worth a cast
 EXTERNAL_FROM = 1 << 30  # bytes of weights; a protobuf message holds 2 GiB at most
 
 
-def export_onnx(stage: Stage, path: Path) -> Path:
-    """Write `path`, a graph with the stage's names and dynamic sizes; weights of over 1 GiB go to `path`.data.
+def export_onnx(stage: Stage, path: Path, store: WeightStore) -> Path:
+    """Write `path`, a graph with the stage's names and dynamic sizes.
 
-    The same weights give the same bytes.
+    Its weights are those of the store, which must be of the file's folder (see `export.weights`); of others, over 1 GiB
+    go to `path`.data. The same weights give the same bytes.
 
     Raises:
         ValueError: the graph does not have the inputs, outputs or dynamic sizes of the stage.
     """
     args = as_tensors(stage.example(_tracing_sizes(stage)), stage)
     module = gradient_graph(stage, args) if stage.has_gradient else stage.module
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _weights_as_they_are():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
@@ -48,7 +50,7 @@ def export_onnx(stage: Stage, path: Path) -> Path:
     model = program.model_proto
     _strip(model)
     _check(model, stage)
-    pack_weights(model)
+    share_weights(model, store)
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < EXTERNAL_FROM:
         onnx.save(model, path)
     else:
@@ -56,26 +58,13 @@ def export_onnx(stage: Stage, path: Path) -> Path:
     return path
 
 
-def pack_weights(model: onnx.ModelProto) -> None:
-    """Store weights as float16 where that loses nothing, with a cast back that engines fold when they load the graph.
+def _weights_as_they_are() -> Any:
+    """The exporter's simplifications, without folding batch norms into weights: the store has no such weights.
 
-    Released models hold float16 weights, so this halves a bundle and changes no result.
+    Engines fold them when they load a graph.
     """
-    casts = []
-    for tensor in model.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT:
-            continue
-        values = onnx.numpy_helper.to_array(tensor)
-        with np.errstate(over="ignore"):
-            half = values.astype(np.float16)
-        if values.size < PACKED_FROM or not np.array_equal(half.astype(np.float32), values):
-            continue
-        name = tensor.name
-        tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}.float16"))
-        casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    rules = [rule for rule in rewriter._DEFAULT_REWRITE_RULES if "BatchNorm" not in (rule.name or "")]
+    return patch.object(rewriter, "_DEFAULT_REWRITE_RULES", rules)
 
 
 def _tracing_sizes(stage: Stage) -> dict[str, int]:

@@ -1,9 +1,10 @@
-"""The bundle: a folder with a manifest, and a graph for each stage.
+"""The bundle: a pipeline folder in diffusers' layout, with a manifest and a graph for each stage beside the networks.
 
     manifest.json       what `Manifest` holds
-    onnx/STAGE.onnx     the stages' graphs
-    torch/COMPONENT     weights of the networks that may also run in PyTorch, in diffusers' layout
-    tokenizer.json      of the tokenizers library
+    STAGE.*.onnx        the stages' graphs by precision; their weights are those in the networks' safetensors files
+    COMPONENT/          the networks, which PyTorch runs; and the tokenizer's vocabulary
+    plans/TARGET/       the graphs as TensorRT plans, where asked for
+    parity.md, .json    how near the graphs are to the networks
 
 The manifest names every file with its size and SHA-256; a bundle whose files differ is refused.
 """
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.json"
-GRAPH = "onnx-float32"
+PRECISIONS = ("float32", "float16", "bfloat16")
+
+
+def graph_kind(precision: str) -> str:
+    """How a stage's entry calls its ONNX graph that calculates in a precision."""
+    return f"onnx-{precision}"
 
 
 class BundleError(ValueError):
@@ -116,6 +121,28 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class PlanTarget:
+    """What TensorRT plans were made for: they run nowhere else.
+
+    Attributes:
+        flavour: the Python module that makes and runs them, "tensorrt" or "tensorrt_rtx". version: of it.
+        compute_capabilities: of the GPUs, such as "8.9".
+        precision: of the graphs that they were made from.
+    """
+
+    flavour: str
+    version: str
+    compute_capabilities: tuple[str, ...]
+    precision: str
+
+    @property
+    def kind(self) -> str:
+        """How a stage's entry calls its plan: "tensorrt_rtx-1.7.1.116-sm89-float16"."""
+        gpus = "-".join(f"sm{capability.replace('.', '')}" for capability in self.compute_capabilities)
+        return f"{self.flavour}-{self.version}-{gpus}-{self.precision}"
+
+
+@dataclass(frozen=True)
 class Geometry:
     """The numbers that tie the stages together.
 
@@ -143,8 +170,9 @@ class Manifest:
     Attributes:
         name: of the model. settings: defaults of a call and the base size, by the names of the pipeline's arguments.
         alphas_cumprod: ᾱ of the training timesteps, from which every sampler's coefficients follow.
-        torch_stages: stages whose networks are also there for PyTorch.
-        files: every file but the manifest, by its path in the bundle.
+        tokenizer: of the tokenizers library, as JSON without its vocabulary, which the folder tokenizer/ holds.
+        plans: the TensorRT plans that every stage has.
+        files: every file that engines read, but the manifest, by its path in the bundle.
         provenance: versions of what made it and a hash of the source weights.
     """
 
@@ -153,9 +181,10 @@ class Manifest:
     geometry: Geometry
     alphas_cumprod: tuple[float, ...]
     stages: dict[str, StageEntry]
-    torch_stages: tuple[str, ...]
+    tokenizer: dict[str, Any]
     files: dict[str, FileEntry]
     provenance: dict[str, str]
+    plans: tuple[PlanTarget, ...] = ()
     schema: int = SCHEMA
 
     def to_json(self) -> str:
@@ -210,9 +239,11 @@ def _manifest(values: dict[str, Any]) -> Manifest:
         for name, stage in values["stages"].items()
     }
     files = {name: FileEntry(**entry) for name, entry in values["files"].items()}
-    tuples = {name: tuple(values[name]) for name in ("alphas_cumprod", "torch_stages")}
     known: dict[str, Any] = {"geometry": Geometry(**geometry), "stages": stages, "files": files}
-    return Manifest(**{**values, **tuples, **known})
+    known["plans"] = tuple(
+        PlanTarget(**{**plan, "compute_capabilities": tuple(plan["compute_capabilities"])}) for plan in values["plans"]
+    )
+    return Manifest(**{**values, "alphas_cumprod": tuple(values["alphas_cumprod"]), **known})
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry, verify: bool) -> None:
@@ -261,18 +292,20 @@ class Bundle:
         device: str = "cpu",
         threads: int | None = None,
         low_memory: bool = False,
+        precision: str = "float32",
     ) -> Restorer:
         """What restores pictures on this bundle's graphs; see `runtime.restore.Restorer`.
 
         Args:
-            engine: "onnxruntime", or "torch" where the bundle holds its networks for PyTorch.
+            engine: "onnxruntime", "tensorrt" (the bundle's plans), or "torch" (the networks themselves).
             guidance: "engine", or "torch": what runs the gradient of eq. 6.
             device: "cpu" or "cuda".
             threads: of an operator on the CPU; None is all cores.
             low_memory: hold one stage's engine at a time.
+            precision: what the networks calculate in, "float32", or another of `PRECISIONS` that the bundle has.
 
         Raises:
-            ValueError: the bundle does not hold what was asked for, or an unknown engine or device.
+            ValueError: the bundle has no such graphs; unknown engine, guidance, device or precision.
         """
         from runtime.engines.pool import EnginePool
         from runtime.restore import Restorer, load_tokenizer
@@ -282,6 +315,5 @@ class Bundle:
         kinds = dict.fromkeys(self.manifest.stages, engine)
         if guidance == "torch":
             kinds["guidance"] = "torch"
-        pool = EnginePool(self, kinds, device, threads, low_memory)
-        tokenize = load_tokenizer(self.folder / TOKENIZER, self.manifest.geometry.text_length)
-        return Restorer(self.manifest, pool.infer, tokenize)
+        pool = EnginePool(self, kinds, device, threads, low_memory, precision)
+        return Restorer(self.manifest, pool.infer, load_tokenizer(self))

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from runtime.files import Summary
 
 BAD_INPUT = 2  # exit code
-EXTRAS = {"onnxruntime": "onnx", "tokenizers": "onnx", "onnx": "export", "onnxscript": "export"}  # others: train
+EXTRAS = {  # other packages: train
+    **dict.fromkeys(("onnxruntime", "tokenizers"), "onnx"),
+    **dict.fromkeys(("torch", "diffusers", "transformers", "accelerate", "safetensors"), "reference"),
+    **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    **dict.fromkeys(("polygraphy", "tensorrt", "tensorrt_rtx"), "rtx"),
+}
 OWN_PACKAGES = ("diffbody", "diffbody_ref", "runtime", "export", "benchmarks")
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ from diffbody_ref.ops.options import RestoreOptions
 from diffbody_ref.ops.pose import crop_people, decode_simcc, letterbox, person_crop
 from diffbody_ref.ops.results import NO_PERSON, Intermediates
 from diffbody_ref.ops.tiling import blend, plan_tiles, tile_weights
-from runtime.bundle import Manifest
+from runtime.bundle import Bundle, Manifest
 from runtime.sampling import Guidance, Step, initial_latents, sample, sampler_schedule
 
+EMBEDDINGS = 64  # prompts whose embeddings are kept
 OVERLAP = 0.125  # of a tile's side, shared by neighbours
 
 Infer = Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]]
@@ -71,6 +72,7 @@ class Restorer:
     def __init__(self, manifest: Manifest, infer: Infer, tokenize: Tokenize) -> None:
         self.manifest, self.infer, self.tokenize = manifest, infer, tokenize
         self.geometry, self.settings = manifest.geometry, manifest.settings
+        self._embed = lru_cache(EMBEDDINGS)(self._encode_prompt)
 
     def options(self, **asked: Any) -> RestoreOptions:
         """`RestoreOptions` of a call: what was not asked for (None) is the bundle's value, or the class's.
@@ -185,8 +187,10 @@ class Restorer:
         return boxes[boxes[:, 4] > 0]
 
     def _encode_text(self, prompts: Sequence[str]) -> np.ndarray:
-        ids = np.stack([self.tokenize(prompt) for prompt in prompts])
-        return self.infer("text_encoder", {"token_ids": ids})["text"]
+        return np.concatenate([self._embed(prompt) for prompt in prompts])
+
+    def _encode_prompt(self, prompt: str) -> np.ndarray:
+        return self.infer("text_encoder", {"token_ids": self.tokenize(prompt)[None]})["text"]
 
     def _denoise(
         self, z: np.ndarray, t: int, condition: np.ndarray, text: np.ndarray, settings: RestoreOptions
@@ -289,15 +293,17 @@ class Restorer:
         return blend(patches, scaled, tile_weights(scaled), channels_last=False)
 
 
-def load_tokenizer(path: Path, length: int) -> Tokenize:
-    """The tokenizer of a bundle; prompts are cut or padded to `length` ids."""
+def load_tokenizer(bundle: Bundle) -> Tokenize:
+    """The bundle's tokenizer; prompts are cut or padded to the manifest's length."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    padding = settings["padding"]
-    tokenizer.enable_truncation(length)
-    tokenizer.enable_padding(pad_id=padding["pad_id"], pad_token=padding["pad_token"], length=length)
+    folder = bundle.folder / "tokenizer"
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    merges = [line for line in merges if line and not line.startswith("#version")]
+    frame = bundle.manifest.tokenizer
+    model = {**frame["model"], "vocab": vocabulary, "merges": merges}
+    tokenizer = Tokenizer.from_str(json.dumps({**frame, "model": model}))
     return lambda prompt: np.array(tokenizer.encode(prompt).ids, np.int64)
 
 

@@ -8,7 +8,17 @@ from typing import Any, Self
 
 import numpy as np
 
+from runtime.engines.cuda import compute_capability
+
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def best_device() -> str:
+    """ "cuda" where there is a GPU and an ONNX Runtime for it, else "cpu"."""
+    import onnxruntime
+
+    usable = PROVIDERS["cuda"] in onnxruntime.get_available_providers() and compute_capability() is not None
+    return "cuda" if usable else "cpu"
 
 
 class OnnxRuntimeEngine:

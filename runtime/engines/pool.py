@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.bundle import GRAPH, read_sizes
+from runtime.bundle import PRECISIONS, graph_kind, read_sizes
 from runtime.engines import Engine
 from runtime.engines.onnxruntime import PROVIDERS, OnnxRuntimeEngine
+from runtime.engines.tensorrt import TensorRTEngine, plan_of_this_machine
 from runtime.engines.torch import TorchEngine
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
 
-ENGINES = ("onnxruntime", "torch")
+ENGINES = ("onnxruntime", "tensorrt", "torch")
 
 
 class EnginePool:
@@ -32,18 +33,24 @@ class EnginePool:
         device: str = "cpu",
         threads: int | None = None,
         low_memory: bool = False,
+        precision: str = "float32",
     ) -> None:
         """`kinds` is the engine of each stage, one of `ENGINES`."""
-        for stage, kind in kinds.items():
+        for kind in kinds.values():
             if kind not in ENGINES:
                 raise ValueError(f"unknown engine {kind!r}, choose one of {', '.join(ENGINES)}")
-            if kind == "torch" and stage not in bundle.manifest.torch_stages:
-                raise ValueError(
-                    f"{bundle.folder}: does not hold the stage {stage!r} for PyTorch; "
-                    "export with --torch all (or guidance, for that stage)"
-                )
         if device not in PROVIDERS:
             raise ValueError(f"unknown device {device!r}, choose one of {', '.join(PROVIDERS)}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {precision!r}, choose one of {', '.join(PRECISIONS)}")
+        for stage, entry in bundle.manifest.stages.items():
+            if kinds[stage] == "onnxruntime" and graph_kind(precision) not in entry.graphs:
+                raise ValueError(
+                    f"{bundle.folder}: has no {precision} graph of {stage}, only {', '.join(entry.graphs)}; "
+                    f"export it with --precision {precision}"
+                )
+        self.plan = plan_of_this_machine(bundle.manifest.plans, precision) if "tensorrt" in kinds.values() else None
+        self.precision = precision
         self.bundle, self.kinds, self.device, self.threads, self.low_memory = bundle, kinds, device, threads, low_memory
         self._engines: dict[str, Engine] = {}
         self._lock = threading.RLock()
@@ -78,5 +85,8 @@ class EnginePool:
     def _build(self, stage: str) -> Engine:
         entry = self.bundle.manifest.stages[stage]
         if self.kinds[stage] == "torch":
-            return TorchEngine(self.bundle.folder / "torch", stage, entry.inputs, entry.outputs, self.device)
-        return OnnxRuntimeEngine(self.bundle.folder / entry.graphs[GRAPH], self.device, self.threads)
+            return TorchEngine(self.bundle.folder, stage, entry.inputs, entry.outputs, self.device, self.precision)
+        if self.plan is not None and self.kinds[stage] == "tensorrt":
+            return TensorRTEngine(self.bundle.folder / entry.graphs[self.plan.kind], self.plan)
+        graph = self.bundle.folder / entry.graphs[graph_kind(self.precision)]
+        return OnnxRuntimeEngine(graph, self.device, self.threads)

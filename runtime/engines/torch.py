@@ -19,6 +19,7 @@ class TorchEngine:
         stage: a name of `diffbody_ref.modules.MODULES`.
         inputs, outputs: of the stage.
         device: as PyTorch calls it.
+        precision: what the networks calculate in, by PyTorch's name.
     """
 
     def __init__(
@@ -28,16 +29,21 @@ class TorchEngine:
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         device: str = "cpu",
+        precision: str = "float32",
     ) -> None:
+        self.precision = precision
         self.folder, self.stage, self.inputs, self.outputs, self.device = folder, stage, inputs, outputs, device
         self._module: Any = None
 
     def __enter__(self) -> Self:
+        import torch
+
         from diffbody_ref.components import load_component
         from diffbody_ref.models.attention import set_attention
         from diffbody_ref.modules import MODULES, build_module
 
-        components = {name: load_component(self.folder, name) for name in MODULES[self.stage][1]}
+        dtype = getattr(torch, self.precision)
+        components = {name: load_component(self.folder, name, dtype) for name in MODULES[self.stage][1]}
         self._module = build_module(self.stage, components).to(self.device)
         for component in components.values():
             if hasattr(component, "set_attn_processor"):
