@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ from runtime.bundle import MANIFEST, Bundle, PlanTarget, StageEntry, TensorSpec,
 from runtime.engines.tensorrt import import_tensorrt
 
 TIMING_CACHE = "timing.cache"
+# Polygraphy's. Without a GPU TensorRT reports errors of CUDA, and goes on.
+CRITICAL, VERBOSE = 50, 10
+LOG_LEVEL = VERBOSE if os.environ.get("DIFFBODY_DEBUG") else CRITICAL
 
 
 Progress = Callable[[int, int, str], None]
@@ -82,6 +86,7 @@ def build_plan(graph: Path, entry: StageEntry, target: PlanTarget, out: Path) ->
     trt = import_tensorrt(target.flavour)
     from polygraphy.backend.trt import CreateConfig, Profile, engine_bytes_from_network, network_from_onnx_path
     from polygraphy.exception import PolygraphyException
+    from polygraphy.logger import G_LOGGER
 
     profile = Profile()
     for spec in entry.inputs:
@@ -97,11 +102,12 @@ def build_plan(graph: Path, entry: StageEntry, target: PlanTarget, out: Path) ->
         return made
 
     try:
-        loaded = network_from_onnx_path(str(graph), strongly_typed=True)
-        check_network(trt, loaded[1], entry)
-        plan = engine_bytes_from_network(loaded, config=config, save_timing_cache=cache)
+        with G_LOGGER.verbosity(LOG_LEVEL):
+            loaded = network_from_onnx_path(str(graph), strongly_typed=True)
+            check_network(trt, loaded[1], entry)
+            plan = engine_bytes_from_network(loaded, config=config, save_timing_cache=cache)
     except PolygraphyException as error:
-        raise ValueError(f"{graph}: TensorRT cannot build it: {error}") from None
+        raise ValueError(f"{graph}: TensorRT cannot build it; DIFFBODY_DEBUG=1 shows its log: {error}") from error
     out.write_bytes(bytes(plan))
     return out
 
