@@ -46,4 +46,6 @@ def load_pipeline(folder: Path, device: str) -> DiffBodyPipeline:
         raise ValueError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
-    return DiffBodyPipeline.from_pretrained(folder).to("cuda" if available and device != "cpu" else "cpu")
+    pipeline = DiffBodyPipeline.from_pretrained(folder).to("cuda" if available and device != "cpu" else "cpu")
+    pipeline.register_to_config(_name_or_path=str(folder))
+    return pipeline

@@ -228,9 +228,10 @@ def _guidance(pipeline: DiffBodyPipeline) -> Stage:
             "scale": _uniform,
         },
         # A ReLU that is at its kink in float32 switches a term of the gradient on or off: PyTorch in float32 is then as
-        # far as 5e-4 from itself in float64. In half precision that happens to many.
-        tolerance={"float32": 1e-4, "float16": 0.1, "bfloat16": 0.3},
-        worst={"float32": 1e-2, "float16": 0.2, "bfloat16": 0.6},
+        # far as 5e-4 from itself in float64, where graph and autograd agree to 1e-9 (tests/test_export.py). Near the
+        # minimum, where the gradient is small, one such term is a hundredth of it; in half precision there are many.
+        tolerance={"float32": 2e-3, "float16": 0.1, "bfloat16": 0.3},
+        worst={"float32": 5e-2, "float16": 0.2, "bfloat16": 0.6},
         has_gradient=True,
     )
 

@@ -157,3 +157,17 @@ def test_nano_starts_as_the_identity() -> None:
 def test_a_wrong_size_is_named(bad: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         SwinIRConfig(**{**TINY.__dict__, **bad})
+
+
+def test_mirror_average_is_the_mean_over_both_orientations() -> None:
+    torch.manual_seed(0)
+    plain = SwinIR(replace(TINY, mirror_average=False)).eval()
+    both = SwinIR(replace(TINY, mirror_average=True))
+    both.load_state_dict(plain.state_dict())
+    pictures = torch.rand(2, 3, 20, 28)
+    with torch.no_grad():
+        expected = (plain(pictures) + torch.flip(plain(torch.flip(pictures, (3,))), (3,))) / 2
+        torch.testing.assert_close(both.eval()(pictures), expected)
+        torch.testing.assert_close(both.train()(pictures), plain(pictures))  # training takes pictures as they are
+        mirrored = torch.flip(both.eval()(torch.flip(pictures, (3,))), (3,))
+        torch.testing.assert_close(mirrored, expected)

@@ -36,6 +36,8 @@ class SwinIRConfig:
             2017, arXiv:1707.02921). A small network learns its local filters by them many times faster than by
             attention, whose layer norms hide how strong a feature is.
         global_residual: add the input to the output, so that training starts from the identity.
+        mirror_average: in evaluation mode, the mean of the results for the picture and for its mirror image: the
+            self-ensemble of EDSR and SwinIR+, of one flip. Twice the time, for a few hundredths of a decibel.
     """
 
     unshuffle: int = 8
@@ -48,6 +50,7 @@ class SwinIRConfig:
     num_feat: int = 64
     refine_blocks: int = 0
     global_residual: bool = False
+    mirror_average: bool = False
 
     def __post_init__(self) -> None:
         if self.unshuffle < 2 or self.unshuffle & (self.unshuffle - 1):
@@ -67,6 +70,7 @@ NANO = SwinIRConfig(
     upsampler="pixelshuffledirect",
     refine_blocks=10,
     global_residual=True,
+    mirror_average=True,
 )
 
 
@@ -108,6 +112,11 @@ class SwinIR(ConfiguredModel):
         return int(math.log2(self.settings.unshuffle))
 
     def forward(self, pictures: Tensor) -> Tensor:
+        if self.training or not self.settings.mirror_average:
+            return self._restore(pictures)
+        return (self._restore(pictures) + self._restore(pictures.flip(3)).flip(3)) / 2.0
+
+    def _restore(self, pictures: Tensor) -> Tensor:
         height, width = pictures.shape[-2:]
         multiple = self.settings.unshuffle * self.settings.window_size
         padded = _pad_to_multiple(pictures, multiple) - self.mean.to(pictures)
