@@ -394,9 +394,13 @@ def parity(
 
 @app.command()
 def bench(
-    bundle: Annotated[Path, typer.Option(help="A bundle of the model; exported first where it is not there.")] = Path(
-        "out/bundle"
-    ),
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="A bundle of the model, exported first if it is not there. Default: the model's folder, if it is one.",
+            show_default=False,
+        ),
+    ] = None,
     model: Model = "nano",
     sample: Annotated[Path, typer.Option(help="Picture to restore.")] = Path("samples/degraded/astronaut.jpg"),
     steps: Steps = 50,
@@ -414,7 +418,10 @@ def bench(
     folder = model_folder(model)
     from benchmarks.engines import report as report_engines
     from benchmarks.engines import run
+    from runtime.bundle import MANIFEST
 
+    if bundle is None:
+        bundle = folder if (folder / MANIFEST).is_file() else Path("out/bundle")
     if not bundle.exists():
         export(bundle, model, ["float32"])
     with progress_bars() as bar:
