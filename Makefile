@@ -23,10 +23,10 @@ demo: $(VENV)/.onnx
 	@ls out/demo/*_before_after.png
 
 test: lint
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
 
 test-all: lint
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup -m ""
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m ""
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

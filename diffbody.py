@@ -13,7 +13,7 @@ import typer
 from diffbody_ref import __version__
 from diffbody_ref.loading import DEVICES, load_pipeline, model_folder
 from diffbody_ref.weights import NANO_FOLDER
-from runtime.console import progress_bars, report, user_errors
+from runtime.console import progress_bar, progress_bars, report, user_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -262,9 +262,7 @@ def synth(
     """
     from diffbody_ref.data.synthetic.dataset import synthesize
 
-    with progress_bars() as bar:
-        task = bar.add_task("pictures", total=identities * views)
-        show = lambda count, total: bar.update(task, completed=count, total=total)  # noqa: E731
+    with progress_bar("pictures") as show:
         done = synthesize(out, identities, views, seed, height, width, first_identity, workers, show)
     rate = f" in {done.seconds:.1f} s, {done.pictures_per_second:.2f} pictures/s" if done.rendered else ""
     print(f"{out}: {done.pictures} pictures, {done.rendered} rendered now{rate}")
@@ -317,9 +315,7 @@ def export(
     folder = model_folder(model)
     from export.bundle import export_bundle
 
-    with progress_bars() as bar:
-        task = bar.add_task("stages", total=None)
-        show = lambda done, total, name: bar.update(task, completed=done, total=total, description=name)  # noqa: E731
+    with progress_bar("stages") as show:
         export_bundle(folder, out, tuple(precision), show)
     print(f"exported {out}")
 
@@ -359,9 +355,7 @@ def plan(
     capabilities = compute_capability or [capability for capability in [this_machines()] if capability]
     if not capabilities:
         raise ValueError("there is no GPU here to build for; name one by --compute-capability")
-    with progress_bars() as bar:
-        task = bar.add_task("stages", total=None)
-        show = lambda done, total, name: bar.update(task, completed=done, total=total, description=name)  # noqa: E731
+    with progress_bar("stages") as show:
         print(f"built {add_plans(bundle, PlanTarget(flavour, version, tuple(capabilities), precision), show)}")
 
 
@@ -383,9 +377,7 @@ def parity(
     from export.parity import parity as compare
     from runtime.bundle import Bundle
 
-    with progress_bars() as bar:
-        task = bar.add_task("stages", total=None)
-        show = lambda done, total, name: bar.update(task, completed=done, total=total, description=name)  # noqa: E731
+    with progress_bar("stages") as show:
         report = compare(load_pipeline(folder, "cpu"), Bundle.open(bundle), precision, progress=show)
     print(report.as_markdown())
     if report.failures:
@@ -424,9 +416,7 @@ def bench(
         bundle = folder if (folder / MANIFEST).is_file() else Path("out/bundle")
     if not bundle.exists():
         export(bundle, model, ["float32"])
-    with progress_bars() as bar:
-        task = bar.add_task("restorations", total=None)
-        show = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
+    with progress_bar("restorations") as show:
         report_engines(run(folder, bundle, sample, steps, rounds, out, show))
 
 
@@ -482,9 +472,7 @@ def evaluate(
 
     more = given(count=count, seed=seed, degradation=degradation, use_captions=captions, batch_size=batch_size)
     config = EvaluateConfig(**settings, **more)
-    with progress_bars() as bar:
-        task = bar.add_task("pictures", total=None)
-        show = lambda count, total: bar.update(task, completed=count, total=total)  # noqa: E731
+    with progress_bar("pictures") as show:
         evaluate_pipeline(load_pipeline(folder, device), people, config, out, show)
     print(out / "report.md")
 
@@ -553,9 +541,8 @@ def load_bundle(
         how: keyword arguments of `runtime.bundle.Bundle.restorer`.
     """
     from runtime.bundle import Bundle
-    from runtime.engines.onnxruntime import best_device
 
-    restorer = Bundle.open(folder).restorer(device=best_device() if device == "auto" else device, **how)
+    restorer = Bundle.open(folder).restorer(device=device, **how)
 
     def run(picture: Picture) -> tuple[np.ndarray, Intermediates, list[str]]:
         on_step(0, 1)

@@ -15,11 +15,11 @@ import numpy as np
 from benchmarks.timing import machine, measure, plot_bars, print_table, write_json
 from diffbody_ref.loading import load_pipeline
 from diffbody_ref.ops.images import read_image, resize
+from export.parity import agreement
 from runtime.bundle import Bundle
 from runtime.restore import Restorer
 
 WAYS = ("PyTorch, eager", "PyTorch, compiled", "ONNX Runtime, PyTorch guidance", "ONNX Runtime")
-WAIT_COLOUR = "#c9c9c9"
 
 
 def run(
@@ -44,7 +44,7 @@ def run(
         "size": size,
         "steps": steps,
         "machine": machine("cpu"),
-        "psnr_to_the_first": {name: _psnr(pixels, results[WAYS[0]]) for name, pixels in results.items()},
+        "psnr_to_the_first": {name: round(agreement(pixels, results[WAYS[0]]), 1) for name, pixels in results.items()},
         "peak_memory_mb": {name: peak_memory(name, model, bundle, sample, steps) for name in WAYS},
         "stages": stage_seconds(opened.restorer(), picture, options),
     }
@@ -124,13 +124,9 @@ def plot_stages(calls: list[dict[str, Any]], title: str, path: Path) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, whole["seconds"] * 1.15)
-    axes.axvline(whole["seconds"], color=WAIT_COLOUR)
+    axes.axvline(whole["seconds"], color="#c9c9c9")
     axes.set(xlabel="seconds from the beginning", title=title)
     figure.savefig(path, dpi=120)
-
-
-def _psnr(pixels: np.ndarray, wanted: np.ndarray) -> float:
-    return round(float(-10.0 * np.log10(max(np.square(pixels - wanted).mean(), 1e-20))), 1)
 
 
 def report(paths: list[Path]) -> None:

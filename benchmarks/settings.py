@@ -10,7 +10,7 @@ import typer
 
 from benchmarks.timing import RESULTS, machine, measure, plot_bars, print_table, write_json
 from diffbody_ref.loading import load_pipeline, model_folder
-from runtime.console import progress_bars, user_errors
+from runtime.console import progress_bar, user_errors
 
 # The first is what the others are compared with.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -49,10 +49,9 @@ def main(
     def way(options: dict[str, Any]) -> Callable[[], None]:
         return lambda: restore(options)
 
-    with progress_bars() as bar:
-        task = bar.add_task("restorations", total=(rounds + 1) * len(SETTINGS))
+    with progress_bar("restorations") as show:
         ways = {name: way(options) for name, options in SETTINGS.items()}
-        timings = measure(ways, rounds, lambda done: bar.update(task, completed=done))
+        timings = measure(ways, rounds, lambda done: show(done, (rounds + 1) * len(SETTINGS)))
     print_table(timings, "setting")
     about = machine(pipeline.device.type)
     stem = out / f"settings-{pipeline.device.type}"

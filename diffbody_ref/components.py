@@ -100,13 +100,19 @@ def load_or_build_component(folder: Path, name: str, preset: str) -> Any:
 def save_component(folder: Path, name: str, component: Any) -> None:
     """Write `folder/name`, replacing what was there only once the new one is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    fresh, old = folder / f".{name}.new", folder / f".{name}.old"
+    fresh = folder / f".{name}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     component.save_pretrained(fresh)
-    if (folder / name).exists():
-        shutil.rmtree(old, ignore_errors=True)
-        (folder / name).rename(old)
-    fresh.rename(folder / name)
+    replace_folder(fresh, folder / name)
+
+
+def replace_folder(fresh: Path, out: Path) -> None:
+    """Rename `fresh`, which is complete, to `out`; what was there is removed once the new one is in its place."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    fresh.rename(out)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from diffbody_ref.components import COMPONENT_CLASSES, load_component, load_or_build_component
+from diffbody_ref.components import COMPONENT_CLASSES, load_component, load_or_build_component, replace_folder
 from diffbody_ref.models.text import TOKENIZER_FOLDER
 from diffbody_ref.pipeline import DiffBodyPipeline
 from diffbody_ref.training.curves import plot_losses
 
 UNTRAINED = ("tokenizer", "scheduler")
+MODEL_CARD = "README.md"
 
 SETTINGS: dict[str, dict[str, Any]] = {
     # Guidance and strength of sd21 are DiffBIR's and the paper's; those of nano are measured, see its model card.
@@ -32,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def release(components: Path, out: Path, preset: str, runs: Path | None = None) -> Path:
     """Write `out` in diffusers' layout from a training run's pipeline folder, replacing what was there when complete.
 
-    Weights are float16. Markdown files (the model card) that are in `out` already stay.
+    Weights are float16. The model card that is in `out` already stays; its graphs go, they are of other weights.
 
     Args:
         runs: folder of the runs; their loss curves are drawn to losses.png.
@@ -57,12 +58,7 @@ def release(components: Path, out: Path, preset: str, runs: Path | None = None) 
     shutil.copytree(TOKENIZER_FOLDER, fresh / "tokenizer")
     if runs is not None:
         plot_losses(runs, fresh / "losses.png")
-    for kept in out.glob("*.md") if out.is_dir() else ():
-        shutil.copy2(kept, fresh / kept.name)
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    fresh.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    if (out / MODEL_CARD).is_file():
+        shutil.copy2(out / MODEL_CARD, fresh / MODEL_CARD)
+    replace_folder(fresh, out)
     return out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,20 @@ from typing import Any
 import torch
 
 from diffbody_ref import __version__
+from diffbody_ref.components import replace_folder
 from diffbody_ref.modules import MODULES
 from diffbody_ref.ops.schedule import alphas_cumprod
 from diffbody_ref.pipeline import PRESET_SETTINGS, DiffBodyPipeline
 from export.onnx import export_onnx
 from export.parity import REPORT_JSON, REPORT_PAGE, parity, write_reports
-from export.stages import stages
+from export.stages import Progress, stages
 from export.weights import WeightStore
 from runtime.bundle import MANIFEST, PRECISIONS, Bundle, Geometry, Manifest, StageEntry, file_entry, graph_kind, sha256
 
 RECORD = "provenance.json"  # in an unfinished bundle: what its stages were made from
+GRAPHS = (".onnx", ".data", ".plan")
 UNREAD = (".md", ".png")  # for people: they may change
 PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
-
-Progress = Callable[[int, int, str], None]
-"""(stages done, stages in all, the one at work)."""
 
 
 def export_bundle(
@@ -35,11 +33,11 @@ def export_bundle(
 ) -> Path:
     """Export the pipeline in `model` to the bundle `out`, replacing one that is there when the new one is complete.
 
-    Args:
-        precisions: of the graphs; see `runtime.bundle.PRECISIONS`.
-
     `out` may be `model`: then the pipeline's folder itself becomes a bundle. A cut export goes on with the stages that
     are missing, if the model's weights are still the same.
+
+    Args:
+        precisions: of the graphs; see `runtime.bundle.PRECISIONS`.
 
     Raises:
         FileNotFoundError: `model` is no pipeline folder.
@@ -73,12 +71,7 @@ def export_bundle(
         raise ValueError(f"{part / REPORT_PAGE}: {len(failures)} beyond tolerance: {failures[0]}")
     (part / RECORD).unlink()
     (part / MANIFEST).write_text(manifest(), encoding="utf-8")
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    part.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(part, out)
     return out
 
 
@@ -98,7 +91,7 @@ def weights_hash(model: Path) -> str:
 def _networks(model: Path) -> list[Path]:
     """The files of a folder that are not an earlier export's."""
     made = {MANIFEST, REPORT_JSON, REPORT_PAGE, RECORD}
-    return [path for path in model.rglob("*") if path.is_file() and path.suffix != ".onnx" and path.name not in made]
+    return [path for path in model.rglob("*") if path.is_file() and path.suffix not in GRAPHS and path.name not in made]
 
 
 def _start_or_resume(part: Path, model: Path, provenance: dict[str, str]) -> None:

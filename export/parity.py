@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from diffbody_ref.ops.images import Picture, read_image
 from diffbody_ref.pipeline import DiffBodyPipeline
-from export.stages import Stage, stages
+from export.stages import Progress, Stage, stages
 from runtime.bundle import Bundle, read_sizes
 from runtime.restore import Restorer
 
@@ -28,9 +28,6 @@ SIZES: tuple[dict[str, int], ...] = (
     {"batch": 3, "people": 2, "height": 5, "width": 3},
     {"batch": 4, "people": 4, "height": 7, "width": 9},
 )
-
-Progress = Callable[[int, int, str], None]
-"""(stages done, stages in all, the one at work)."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,12 @@ def _end_to_end(
     found = restorer.restore(picture, **call).pixels  # type: ignore[arg-type]
     restorer.infer = infer
     (wanted,) = pipeline(picture, **call, output_type="np").images
-    return float(-10.0 * np.log10(max(np.square(found - wanted).mean(), 1e-20))), recorded
+    return agreement(found, wanted), recorded
+
+
+def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
+    """PSNR in dB of two results in [0, 1], 200 where they are the same: JSON has no infinity."""
+    return float(-10.0 * np.log10(max(np.square(found - wanted).mean(), 1e-20)))
 
 
 def _feeds(stage: Stage, recorded: list[dict[str, np.ndarray]]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:

@@ -26,6 +26,9 @@ PEOPLE = SizeRange(1, 1, 16)
 # float32 has more in reserve.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
 
+Progress = Callable[[int, int, str], None]
+"""What long work on stages reports to: (stages done, stages in all, the one at work)."""
+
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 

@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from export.stages import Progress
 from runtime.bundle import MANIFEST, Bundle, PlanTarget, StageEntry, TensorSpec, file_entry, graph_kind
 from runtime.engines.tensorrt import import_tensorrt
 
 TIMING_CACHE = "timing.cache"
-# Polygraphy's. Without a GPU TensorRT reports errors of CUDA, and goes on.
-CRITICAL, VERBOSE = 50, 10
-LOG_LEVEL = VERBOSE if os.environ.get("DIFFBODY_DEBUG") else CRITICAL
-
-
-Progress = Callable[[int, int, str], None]
-"""(stages done, stages in all, the one at work)."""
 
 
 def add_plans(folder: Path, target: PlanTarget, progress: Progress | None = None) -> Path:
     """Build a plan of every stage into the bundle in `folder`, replacing those of the same target.
 
-    The manifest names them once all are there; a cut build goes on with the stages that are missing.
+    The manifest names the new ones once all are there, so that the bundle is whole at any time; a cut build goes on
+    with the stages that are missing.
 
     Raises:
         BundleError: no bundle. ValueError: it lacks the graphs, or TensorRT cannot build one.
     """
     bundle = Bundle.open(folder)
-    source, plans = graph_kind(target.precision), f"plans/{target.kind}"
-    part = folder / f"plans/.{target.kind}.part"
-    part.mkdir(parents=True, exist_ok=True)
+    source, plans = graph_kind(target.precision), folder / "plans" / target.kind
+    plans.mkdir(parents=True, exist_ok=True)
     entries = bundle.manifest.stages
     built: dict[str, Path] = {}
     for done, (name, entry) in enumerate(entries.items()):
@@ -45,28 +37,26 @@ def add_plans(folder: Path, target: PlanTarget, progress: Progress | None = None
             raise ValueError(f"{folder}: has no {target.precision} graph of {name}; export it with that --precision")
         graph = entry.graphs[source]
         # The graph's hash is in the name, so that a plan of older weights is not taken for one of these.
-        plan = part / f"{name}.{bundle.manifest.files[graph].sha256[:16]}.plan"
+        plan = plans / f"{name}.{bundle.manifest.files[graph].sha256[:16]}.plan"
         if not plan.exists():
             build_plan(folder / graph, entry, target, plan.with_suffix(".fresh")).rename(plan)
         built[name] = plan
-    ready = folder / plans
-    shutil.rmtree(ready, ignore_errors=True)
-    ready.mkdir()
-    for name, plan in built.items():
-        plan.rename(ready / f"{name}.plan")
-    shutil.rmtree(part)
-    _name_plans(bundle, target, plans)
-    return ready
+    _name_plans(bundle, target, built)
+    for path in set(plans.iterdir()) - set(built.values()):
+        path.unlink()
+    return plans
 
 
-def _name_plans(bundle: Bundle, target: PlanTarget, plans: str) -> None:
+def _name_plans(bundle: Bundle, target: PlanTarget, built: dict[str, Path]) -> None:
     manifest = bundle.manifest
-    paths = {name: f"{plans}/{name}.plan" for name in manifest.stages}
+    paths = {name: plan.relative_to(bundle.folder).as_posix() for name, plan in built.items()}
     stages = {
         name: dataclasses.replace(entry, graphs={**entry.graphs, target.kind: paths[name]})
         for name, entry in manifest.stages.items()
     }
-    files = {**manifest.files, **{path: file_entry(bundle.folder / path) for path in paths.values()}}
+    older = {entry.graphs.get(target.kind) for entry in manifest.stages.values()}
+    files = {path: entry for path, entry in manifest.files.items() if path not in older}
+    files |= {path: file_entry(bundle.folder / path) for path in paths.values()}
     others = tuple(plan for plan in manifest.plans if plan.kind != target.kind)
     changed = dataclasses.replace(manifest, stages=stages, files=files, plans=(*others, target))
     fresh = bundle.folder / f".{MANIFEST}.new"
@@ -102,7 +92,8 @@ def build_plan(graph: Path, entry: StageEntry, target: PlanTarget, out: Path) ->
         return made
 
     try:
-        with G_LOGGER.verbosity(LOG_LEVEL):
+        # Without a GPU TensorRT reports errors of CUDA, and goes on.
+        with G_LOGGER.verbosity(G_LOGGER.VERBOSE if os.environ.get("DIFFBODY_DEBUG") else G_LOGGER.CRITICAL):
             loaded = network_from_onnx_path(str(graph), strongly_typed=True)
             check_network(trt, loaded[1], entry)
             plan = engine_bytes_from_network(loaded, config=config, save_timing_cache=cache)

@@ -192,11 +192,8 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
 
-def read_manifest(folder: Path, verify: bool = True) -> Manifest:
-    """The manifest of a bundle.
-
-    Args:
-        verify: also compare every file's size and SHA-256.
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle, whose files are as it says.
 
     Raises:
         BundleError: no bundle, a newer schema, a broken manifest, a path outside the bundle, a missing or changed file.
@@ -216,7 +213,7 @@ def read_manifest(folder: Path, verify: bool = True) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path}: broken manifest: {error!r}; export again") from None
     for name, entry in manifest.files.items():
-        _check_file(folder, name, entry, verify)
+        _check_file(folder, name, entry)
     for stage in manifest.stages.values():
         for graph in stage.graphs.values():
             if graph not in manifest.files:
@@ -246,14 +243,14 @@ def _manifest(values: dict[str, Any]) -> Manifest:
     return Manifest(**{**values, "alphas_cumprod": tuple(values["alphas_cumprod"]), **known})
 
 
-def _check_file(folder: Path, name: str, entry: FileEntry, verify: bool) -> None:
+def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
     inside = PurePosixPath(name)
     path = folder / inside
     if inside.is_absolute() or ".." in inside.parts or not path.resolve().is_relative_to(folder.resolve()):
         raise BundleError(f"{folder}: {name!r} is outside of the bundle; it is not to be trusted")
     if not path.is_file():
         raise BundleError(f"{path}: missing; export or download the bundle again")
-    if path.stat().st_size != entry.size or (verify and sha256(path) != entry.sha256):
+    if path.stat().st_size != entry.size or sha256(path) != entry.sha256:
         raise BundleError(f"{path}: differs from the manifest; export or download the bundle again")
 
 
@@ -276,20 +273,20 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, folder: str | Path, verify: bool = True) -> Bundle:
+    def open(cls, folder: str | Path) -> Bundle:
         """Read and verify a bundle.
 
         Raises:
             BundleError: see `read_manifest`.
         """
         folder = Path(folder)
-        return cls(folder, read_manifest(folder, verify))
+        return cls(folder, read_manifest(folder))
 
     def restorer(
         self,
         engine: str = "onnxruntime",
         guidance: str = "engine",
-        device: str = "cpu",
+        device: str = "auto",
         threads: int | None = None,
         low_memory: bool = False,
         precision: str = "float32",
@@ -299,7 +296,7 @@ class Bundle:
         Args:
             engine: "onnxruntime", "tensorrt" (the bundle's plans), or "torch" (the networks themselves).
             guidance: "engine", or "torch": what runs the gradient of eq. 6.
-            device: "cpu" or "cuda".
+            device: "cpu", "cuda", or "auto": a GPU where the engine can use one. Plans run on a GPU only.
             threads: of an operator on the CPU; None is all cores.
             low_memory: hold one stage's engine at a time.
             precision: what the networks calculate in, "float32", or another of `PRECISIONS` that the bundle has.

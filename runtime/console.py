@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
@@ -59,6 +59,18 @@ def _fail(error: BaseException, message: str) -> NoReturn:
 
 def _complain(message: str, kind: str = "error") -> None:
     print(f"diffbody: {kind}:", " ".join(message.split()), file=sys.stderr)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[..., None]]:
+    """One bar; yields the function to call with (done, in all), and with the name of what is at work if it has one."""
+    with progress_bars() as bars:
+        task = bars.add_task(what, total=None)
+
+        def show(done: int, total: int, name: str = what) -> None:
+            bars.update(task, completed=done, total=total, description=name)
+
+        yield show
 
 
 def progress_bars() -> Progress:

@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime.bundle import PRECISIONS, graph_kind, read_sizes
 from runtime.engines import Engine
-from runtime.engines.onnxruntime import PROVIDERS, OnnxRuntimeEngine
+from runtime.engines.onnxruntime import PROVIDERS, OnnxRuntimeEngine, best_device
 from runtime.engines.tensorrt import TensorRTEngine, plan_of_this_machine
 from runtime.engines.torch import TorchEngine
 
@@ -39,8 +39,8 @@ class EnginePool:
         for kind in kinds.values():
             if kind not in ENGINES:
                 raise ValueError(f"unknown engine {kind!r}, choose one of {', '.join(ENGINES)}")
-        if device not in PROVIDERS:
-            raise ValueError(f"unknown device {device!r}, choose one of {', '.join(PROVIDERS)}")
+        if device not in ("auto", *PROVIDERS):
+            raise ValueError(f"unknown device {device!r}, choose one of auto, {', '.join(PROVIDERS)}")
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}, choose one of {', '.join(PRECISIONS)}")
         for stage, entry in bundle.manifest.stages.items():
@@ -85,8 +85,9 @@ class EnginePool:
     def _build(self, stage: str) -> Engine:
         entry = self.bundle.manifest.stages[stage]
         if self.kinds[stage] == "torch":
-            return TorchEngine(self.bundle.folder, stage, entry.inputs, entry.outputs, self.device, self.precision)
+            device = None if self.device == "auto" else self.device
+            return TorchEngine(self.bundle.folder, stage, entry.inputs, entry.outputs, device, self.precision)
         if self.plan is not None and self.kinds[stage] == "tensorrt":
             return TensorRTEngine(self.bundle.folder / entry.graphs[self.plan.kind], self.plan)
         graph = self.bundle.folder / entry.graphs[graph_kind(self.precision)]
-        return OnnxRuntimeEngine(graph, self.device, self.threads)
+        return OnnxRuntimeEngine(graph, best_device() if self.device == "auto" else self.device, self.threads)

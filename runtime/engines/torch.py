@@ -18,7 +18,7 @@ class TorchEngine:
         folder: of the components.
         stage: a name of `diffbody_ref.modules.MODULES`.
         inputs, outputs: of the stage.
-        device: as PyTorch calls it.
+        device: as PyTorch calls it; None is a GPU if PyTorch finds one, else the CPU.
         precision: what the networks calculate in, by PyTorch's name.
     """
 
@@ -28,7 +28,7 @@ class TorchEngine:
         stage: str,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
-        device: str = "cpu",
+        device: str | None = None,
         precision: str = "float32",
     ) -> None:
         self.precision = precision
@@ -43,6 +43,8 @@ class TorchEngine:
         from diffbody_ref.modules import MODULES, build_module
 
         dtype = getattr(torch, self.precision)
+        if self.device is None:
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
         components = {name: load_component(self.folder, name, dtype) for name in MODULES[self.stage][1]}
         self._module = build_module(self.stage, components).to(self.device)
         for component in components.values():
