@@ -34,22 +34,75 @@ def gradient_graph(stage: Stage, args: tuple[Tensor, ...]) -> fx.GraphModule:
 
 def _decompositions() -> dict[Any, Any]:
     backward = (
-        aten.native_group_norm_backward,
         aten.native_layer_norm_backward,
         aten.native_batch_norm_backward,
         aten.silu_backward,
         aten.threshold_backward,
         aten._softmax_backward_data,
         aten.gelu_backward,
-        aten.native_group_norm,
         aten.native_batch_norm,
         aten._native_batch_norm_legit_no_training,
     )
+    core = core_aten_decompositions()
+    for kept in (aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec, aten.avg_pool2d.default):
+        core.pop(kept, None)
     return {
-        **core_aten_decompositions(),
+        **core,
         **get_decompositions(backward),
+        aten.native_group_norm.default: _group_norm,
+        aten.native_group_norm_backward.default: _group_norm_backward,
         aten.convolution_backward.default: _convolution_backward,
     }
+
+
+def _group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, batch: int, channels: int, cells: int, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One scale and one shift a channel; x keeps its shape, so that an engine keeps its memory layout."""
+    mean = _over_groups(_over_cells(x), groups)
+    centred = x - mean
+    rstd = torch.rsqrt(_over_groups(_over_cells(centred * centred), groups) + eps)
+    return centred * (rstd * _channels(weight, x)) + _channels(bias, x), mean, rstd
+
+
+def _group_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    batch: int,
+    channels: int,
+    cells: int,
+    groups: int,
+    output_mask: list[bool],
+) -> tuple[Tensor | None, None, None]:
+    """By the input only: σ⁻¹(w·g − mean(w·g) − x̂·mean(w·g·x̂)), x̂ = (x − μ)/σ, means over a group."""
+    if not output_mask[0]:
+        return None, None, None
+    centred, w = x - mean, _channels(weight, x)
+    by_mean = _over_groups(_over_cells(grad) * w, groups)
+    by_deviation = _over_groups(_over_cells(grad * centred) * w, groups) * rstd * rstd
+    return (grad * w - by_mean - centred * by_deviation) * rstd, None, None
+
+
+def _over_cells(x: Tensor) -> Tensor:
+    """(B, C, …) to its means over the cells of a channel, (B, C, 1, …)."""
+    return x.mean(dim=list(range(2, x.ndim)), keepdim=True)
+
+
+def _over_groups(means: Tensor, groups: int) -> Tensor:
+    """(B, C, 1, …) to the means of groups of channels, for each channel its group's."""
+    if groups == 1:
+        return means.mean(dim=1, keepdim=True)
+    size = means.shape[1] // groups
+    by_group = means.reshape(-1, groups, size).mean(dim=2, keepdim=True)
+    return by_group.expand(-1, -1, size).reshape(means.shape)
+
+
+def _channels(values: Tensor, like: Tensor) -> Tensor:
+    """(C,) to (1, C, 1, …)."""
+    return values.reshape(1, -1, *[1] * (like.ndim - 2))
 
 
 def _convolution_backward(
@@ -93,12 +146,22 @@ def _reach(size: Any, axis: int, weight: Tensor, stride: list[int], padding: lis
 
 
 def _interpolate(x: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **other: Any) -> Tensor:
-    """The VAE's upsampling by 2, as a copy of each cell, so that its gradient is a sum of blocks.
+    """The VAE's upsampling by 2, whose gradient is then a sum of blocks.
 
     PyTorch's own is taken apart to an indexing before autograd sees it; the gradient of that is a scattered sum, which
     is slow and which TensorRT does not have.
     """
     if size is not None or scale_factor != 2.0 or mode != "nearest":
         raise NotImplementedError(f"upsampling by {scale_factor or size}, {mode}: only nearest by 2 is exported")
-    cells = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
-    return cells.reshape(x.shape[0], x.shape[1], 2 * x.shape[2], 2 * x.shape[3])
+    return _Upsample.apply(x)
+
+
+class _Upsample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return aten.upsample_nearest2d.default(x, [2 * x.shape[2], 2 * x.shape[3]])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 4.0 * torch.nn.functional.avg_pool2d(grad, 2)

@@ -70,7 +70,7 @@ class Stage:
     def reference(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the module says, in float32."""
         with torch.no_grad():
-            results = self.module(*(torch.from_numpy(feed[spec.name]) for spec in self.inputs))
+            results = self.module(*(torch.tensor(feed[spec.name]) for spec in self.inputs))
         results = results if isinstance(results, tuple) else (results,)
         return {spec.name: result.numpy() for spec, result in zip(self.outputs, results, strict=True)}
 

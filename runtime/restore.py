@@ -28,6 +28,9 @@ OVERLAP = 0.125  # of a tile's side, shared by neighbours
 Infer = Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]]
 """(stage, inputs by name) → outputs by name."""
 
+Cells = tuple[Any, slice, slice]
+"""An index of (…, H, W)."""
+
 Tokenize = Callable[[str], np.ndarray]
 """Prompt → token ids, int64 (text_length,)."""
 
@@ -116,7 +119,9 @@ class Restorer:
 
         schedule = sampler_schedule(settings.sampler, settings.num_inference_steps, settings.strength)
         start = initial_latents(job.z_r, schedule, noise, settings.strength)
-        denoise = lambda z, t: self._denoise(z, t, job.condition, text, settings)  # noqa: E731
+        # Not to be written to, so that an engine on a GPU copies them there once (see runtime.engines.onnxruntime).
+        text, condition = constant(text), constant(np.repeat(job.condition, len(text), axis=0))
+        denoise = lambda z, t: self._denoise(z, t, condition, text, settings)  # noqa: E731
         z0 = sample(settings.sampler, denoise, start, schedule, noise, self._guidance(job, settings), after_step)
         return self._finish(job, z0, curve, settings)
 
@@ -196,31 +201,29 @@ class Restorer:
         self, z: np.ndarray, t: int, condition: np.ndarray, text: np.ndarray, settings: RestoreOptions
     ) -> np.ndarray:
         """ε_θ with classifier-free guidance, ε_∅ + w·(ε_c − ε_∅) (Ho & Salimans 2022), tiled on large latents."""
-        channels, count = z.shape[1], len(text)
+        count = len(text)
         timesteps = np.full(count, t, np.int64)
 
-        def one_tile(joined: np.ndarray) -> np.ndarray:
-            twice = np.repeat(joined, count, axis=0)
-            feed = {"latents": twice[:, :channels], "condition": twice[:, channels:]}
-            feed = {name: np.ascontiguousarray(value) for name, value in feed.items()}
+        def one_tile(cells: Cells) -> np.ndarray:
+            feed = {"latents": np.repeat(z[cells], count, axis=0), "condition": np.ascontiguousarray(condition[cells])}
             noise = self.infer("denoiser", {**feed, "timesteps": timesteps, "text": text})["noise"]
             if count == 1:
                 return noise
             with_text, without = noise[:1], noise[1:]
             return without + np.float32(settings.guidance_scale) * (with_text - without)
 
-        return self._tiles(one_tile, np.concatenate([z, condition], axis=1), settings, (1, 1), self.geometry.factor)
+        return self._tiles(one_tile, z.shape[2:], settings, (1, 1), self.geometry.factor)
 
     def _guidance(self, job: _Job, settings: RestoreOptions) -> Guidance | None:
         """Eq. 6 against the regression result; None where it is off or nobody was found."""
         if settings.body_guidance_scale == 0 or not job.crops:
             return None
         feed = {
-            "embeddings": job.embeddings,
-            "visibility": job.visibility,
-            "windows": np.array(job.crops, np.float32),
-            "owners": np.ones((len(job.crops), 1), np.float32),
-            "scale": np.array([settings.body_guidance_scale], np.float32),
+            "embeddings": constant(job.embeddings),
+            "visibility": constant(job.visibility),
+            "windows": constant(np.array(job.crops, np.float32)),
+            "owners": constant(np.ones((len(job.crops), 1), np.float32)),
+            "scale": constant(np.array([settings.body_guidance_scale], np.float32)),
         }
 
         def guide(z0: np.ndarray, t: int, step: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -263,33 +266,38 @@ class Restorer:
         cell: int = 1,
     ) -> np.ndarray:
         """A stage of one input and one output, tile by tile on large pictures."""
-        run = lambda tile: next(iter(self.infer(stage, {name: np.ascontiguousarray(tile)}).values()))  # noqa: E731
-        return self._tiles(run, inputs, settings, factor, cell)
+
+        def one_tile(cells: Cells) -> np.ndarray:
+            return next(iter(self.infer(stage, {name: np.ascontiguousarray(inputs[cells])}).values()))
+
+        return self._tiles(one_tile, inputs.shape[2:], settings, factor, cell)
 
     def _tiles(
         self,
-        network: Callable[[np.ndarray], np.ndarray],
-        inputs: np.ndarray,
+        network: Callable[[Cells], np.ndarray],
+        size: tuple[int, ...],
         settings: RestoreOptions,
         factor: tuple[int, int],
         cell: int = 1,
     ) -> np.ndarray:
-        """`network(inputs)`, in overlapping tiles where `inputs` is larger than the settings' tile size.
+        """`network` of all cells, in overlapping tiles where the size is larger than the settings' tile size.
 
         Args:
-            factor: (up, down): the output's size over the input's is up/down.
-            cell: pixels per cell of `inputs`.
+            network: what a tile of the inputs becomes.
+            size: height and width of the inputs.
+            factor: (up, down): the output's size over the inputs' is up/down.
+            cell: pixels per cell of the inputs.
         """
         assert settings.tile_size is not None  # the bundle's, see options()
         step = self.geometry.multiple // cell
-        size = max(1, settings.tile_size // self.geometry.multiple) * step
-        height, width = inputs.shape[2:]
-        if height <= size and width <= size:
-            return network(inputs)
-        tiles = plan_tiles(height, width, size, size, max(step, int(size * OVERLAP) // step * step), step)
+        side = max(1, settings.tile_size // self.geometry.multiple) * step
+        height, width = size
+        if height <= side and width <= side:
+            return network((..., slice(None), slice(None)))
+        tiles = plan_tiles(height, width, side, side, max(step, int(side * OVERLAP) // step * step), step)
         up, down = factor
         scaled = [tile.enlarged(up) if down == 1 else tile.reduced(down) for tile in tiles]
-        patches = (network(inputs[(..., *tile.slices)]) for tile in tiles)
+        patches = (network((..., *tile.slices)) for tile in tiles)
         return blend(patches, scaled, tile_weights(scaled), channels_last=False)
 
 
@@ -305,6 +313,13 @@ def load_tokenizer(bundle: Bundle) -> Tokenize:
     model = {**frame["model"], "vocab": vocabulary, "merges": merges}
     tokenizer = Tokenizer.from_str(json.dumps({**frame, "model": model}))
     return lambda prompt: np.array(tokenizer.encode(prompt).ids, np.int64)
+
+
+def constant(array: np.ndarray) -> np.ndarray:
+    """The array, as one that cannot be written to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _pixels(array: np.ndarray) -> np.ndarray:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +15,7 @@ import numpy as np
 from runtime.engines.cuda import compute_capability
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+WEIGHTS_OF_CACHED = "graph.weights"
 
 
 def best_device() -> str:
@@ -28,40 +33,140 @@ class OnnxRuntimeEngine:
         path: the graph.
         device: "cpu" or "cuda".
         threads: of an operator on the CPU; None is ONNX Runtime's choice, all cores.
+        cached: folder of the optimised graph; made on the first entry, and read on later ones, which is several times
+            faster. Whatever the graph and its optimisation depend on must be in the name. None: no cache.
 
     Raises:
         ValueError: unknown device. RuntimeError, on entry: the device's provider could not be loaded; ONNX Runtime
             itself would fall back to the CPU in silence.
     """
 
-    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None, cached: Path | None = None) -> None:
         if device not in PROVIDERS:
             raise ValueError(f"unknown device {device!r}, choose one of {', '.join(PROVIDERS)}")
-        self.path, self.device, self.threads = path, device, threads
+        self.path, self.device, self.threads, self.cached = path, device, threads, cached
         self._session: Any = None
+        self._bindings = threading.local()
 
     def __enter__(self) -> Self:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; a warning a constant-folded node is of no use to anyone
-        if self.threads is not None:
-            options.intra_op_num_threads = self.threads
-        provider = PROVIDERS[self.device]
-        self._session = onnxruntime.InferenceSession(str(self.path), options, providers=[provider])
-        if provider not in self._session.get_providers():
-            raise RuntimeError(
-                f"ONNX Runtime cannot use {self.device}: it has {', '.join(onnxruntime.get_available_providers())} "
-                "and fell back; install onnxruntime-gpu with its CUDA libraries, or choose the CPU"
-            )
+        self._session = self._from_cache() or self._optimise()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._session = None
+        self._bindings = threading.local()
 
     def infer(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `runtime.engines.Engine`."""
         names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(names, feed), strict=True))
+        if self.device == "cpu":
+            return dict(zip(names, self._session.run(names, feed), strict=True))
+        return dict(zip(names, self._binding().run(feed), strict=True))
+
+    def _binding(self) -> Binding:
+        if not hasattr(self._bindings, "own"):
+            self._bindings.own = Binding(self._session, self.device)
+        return self._bindings.own
+
+    def _from_cache(self) -> Any:
+        """The session of the cached graph, None without a usable one."""
+        import onnxruntime
+
+        if self.cached is None or not (graph := self.cached / "graph.onnx").exists():
+            return None
+        options = self._options()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            return self._session_of(graph, options)
+        except Exception:  # a damaged file; ONNX Runtime's errors have no common class
+            shutil.rmtree(self.cached, ignore_errors=True)
+            return None
+
+    def _optimise(self) -> Any:
+        """The session of the graph, which is written to the cache where that is possible."""
+        if self.cached is None:
+            return self._session_of(self.path, self._options())
+        try:
+            self.cached.parent.mkdir(parents=True, exist_ok=True)
+            fresh = Path(tempfile.mkdtemp(prefix=f".{self.cached.name}.", dir=self.cached.parent))
+        except OSError:  # a read-only home; the cache is for speed only
+            return self._session_of(self.path, self._options())
+        options = self._options()
+        options.optimized_model_filepath = str(fresh / "graph.onnx")
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS_OF_CACHED)
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        try:
+            session = self._session_of(self.path, options)
+            fresh.rename(self.cached)  # fails where another process was faster, whose graph is the same
+        except OSError:
+            pass
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        return session
+
+    def _options(self) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; a warning of a constant-folded node is of no use to anyone
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        return options
+
+    def _session_of(self, path: Path, options: Any) -> Any:
+        import onnxruntime
+
+        provider = PROVIDERS[self.device]
+        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=[provider])
+        if provider not in session.get_providers():
+            raise RuntimeError(
+                f"ONNX Runtime cannot use {self.device}: it has {', '.join(onnxruntime.get_available_providers())} "
+                "and fell back; install onnxruntime-gpu with its CUDA libraries, or choose the CPU"
+            )
+        return session
+
+
+class Binding:
+    """A session's inputs and outputs in the memory of its device, for one thread.
+
+    An input that cannot be written to is a constant: it is copied to the device once, and stays there until another
+    array takes its place. Of a sampling loop, that leaves the latents to copy at each step.
+    """
+
+    def __init__(self, session: Any, device: str) -> None:
+        self.session, self.device = session, device
+        self.outputs = [output.name for output in session.get_outputs()]
+        self._binding = session.io_binding()
+        self._held: dict[str, tuple[np.ndarray, Any]] = {}
+
+    def run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs, in the session's order."""
+        for name, array in feed.items():
+            self._bind(name, array)
+        for name in self.outputs:
+            self._binding.bind_output(name)
+        self.session.run_with_iobinding(self._binding)
+        return self._binding.copy_outputs_to_cpu()
+
+    def _bind(self, name: str, array: np.ndarray) -> None:
+        import onnxruntime
+
+        if held := self._held.get(name):
+            before, value = held
+            if _same_constant(before, array):
+                return
+            if (before.shape, before.dtype) == (array.shape, array.dtype):  # the buffer is used again
+                value.update_inplace(np.ascontiguousarray(array))
+                self._held[name] = array, value
+                return
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device)
+        self._binding.bind_ortvalue_input(name, value)
+        self._held[name] = array, value
+
+
+def _same_constant(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether both are the same memory, and read-only."""
+    place = lambda array: (array.__array_interface__["data"], array.shape, array.strides)  # noqa: E731
+    return not other.flags.writeable and place(one) == place(other)

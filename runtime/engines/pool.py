@@ -10,6 +10,7 @@ import numpy as np
 
 from runtime.bundle import PRECISIONS, graph_kind, read_sizes
 from runtime.engines import Engine
+from runtime.engines.cache import optimised_graph
 from runtime.engines.onnxruntime import PROVIDERS, OnnxRuntimeEngine, best_device
 from runtime.engines.tensorrt import TensorRTEngine, plan_of_this_machine
 from runtime.engines.torch import TorchEngine
@@ -89,5 +90,7 @@ class EnginePool:
             return TorchEngine(self.bundle.folder, stage, entry.inputs, entry.outputs, device, self.precision)
         if self.plan is not None and self.kinds[stage] == "tensorrt":
             return TensorRTEngine(self.bundle.folder / entry.graphs[self.plan.kind], self.plan)
-        graph = self.bundle.folder / entry.graphs[graph_kind(self.precision)]
-        return OnnxRuntimeEngine(graph, best_device() if self.device == "auto" else self.device, self.threads)
+        device = best_device() if self.device == "auto" else self.device
+        graph = entry.graphs[graph_kind(self.precision)]
+        cached = optimised_graph(self.bundle.manifest.files, graph, device)
+        return OnnxRuntimeEngine(self.bundle.folder / graph, device, self.threads, cached)

@@ -61,7 +61,7 @@ class TorchEngine:
         """See `runtime.engines.Engine`."""
         import torch
 
-        tensors = (torch.from_numpy(feed[spec.name]).to(self.device) for spec in self.inputs)
+        tensors = (torch.tensor(feed[spec.name], device=self.device) for spec in self.inputs)
         with torch.no_grad():
             results = self._module(*tensors)
         results = results if isinstance(results, tuple) else (results,)
