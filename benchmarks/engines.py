@@ -15,7 +15,6 @@ import numpy as np
 from benchmarks.timing import machine, measure, plot_bars, print_table, write_json
 from diffbody_ref.loading import load_pipeline
 from diffbody_ref.ops.images import read_image, resize
-from export.parity import agreement
 from runtime.bundle import Bundle
 from runtime.restore import Restorer
 
@@ -30,6 +29,8 @@ def run(
     Returns:
         The files written.
     """
+    from export.parity import agreement  # not above: it brings PyTorch, and the processes that measure memory read this
+
     opened = Bundle.open(bundle)
     settings = opened.manifest.settings
     size = (settings["base_height"], settings["base_width"])

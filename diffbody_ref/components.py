@@ -16,6 +16,7 @@ from diffbody_ref.models.control import ControlBranch
 from diffbody_ref.models.text import build_text_encoder, build_tokenizer
 from diffbody_ref.models.unet import build_unet
 from diffbody_ref.models.vae import build_vae
+from diffbody_ref.ops.folders import replace_folder
 from diffbody_ref.ops.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 
 PRESETS = ("nano", "sd21")
@@ -104,16 +105,6 @@ def save_component(folder: Path, name: str, component: Any) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     component.save_pretrained(fresh)
     replace_folder(fresh, folder / name)
-
-
-def replace_folder(fresh: Path, out: Path) -> None:
-    """Rename `fresh`, which is complete, to `out`; what was there is removed once the new one is in its place."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    fresh.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sized(module: Any, preset: str) -> Any:

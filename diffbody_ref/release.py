@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from diffbody_ref.components import COMPONENT_CLASSES, load_component, load_or_build_component, replace_folder
+from diffbody_ref.components import COMPONENT_CLASSES, load_component, load_or_build_component
 from diffbody_ref.models.text import TOKENIZER_FOLDER
+from diffbody_ref.ops.folders import replace_folder
 from diffbody_ref.pipeline import DiffBodyPipeline
 from diffbody_ref.training.curves import plot_losses
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from diffbody_ref import __version__
-from diffbody_ref.components import replace_folder
 from diffbody_ref.modules import MODULES
+from diffbody_ref.ops.folders import replace_folder
 from diffbody_ref.ops.schedule import alphas_cumprod
 from diffbody_ref.pipeline import PRESET_SETTINGS, DiffBodyPipeline
 from export.onnx import export_onnx

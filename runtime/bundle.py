@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from runtime.engines.pool import EnginePool
     from runtime.restore import Restorer
 
 SCHEMA = 1
@@ -192,8 +193,8 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a bundle, whose files are as it says.
+def read_manifest(folder: Path, verify: bool = True) -> Manifest:
+    """The manifest of a bundle, whose files are as it says, unless that is not to be verified.
 
     Raises:
         BundleError: no bundle, a newer schema, a broken manifest, a path outside the bundle, a missing or changed file.
@@ -212,7 +213,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = _manifest(values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path}: broken manifest: {error!r}; export again") from None
-    for name, entry in manifest.files.items():
+    for name, entry in manifest.files.items() if verify else ():
         _check_file(folder, name, entry)
     for stage in manifest.stages.values():
         for graph in stage.graphs.values():
@@ -273,14 +274,14 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, folder: str | Path) -> Bundle:
-        """Read and verify a bundle.
+    def open(cls, folder: str | Path, verify: bool = True) -> Bundle:
+        """Read a bundle, and verify its files; without that only if it was verified a moment ago.
 
         Raises:
             BundleError: see `read_manifest`.
         """
         folder = Path(folder)
-        return cls(folder, read_manifest(folder))
+        return cls(folder, read_manifest(folder, verify))
 
     def restorer(
         self,
@@ -304,13 +305,26 @@ class Bundle:
         Raises:
             ValueError: the bundle has no such graphs; unknown engine, guidance, device or precision.
         """
-        from runtime.engines.pool import EnginePool
         from runtime.restore import Restorer, load_tokenizer
+
+        pool = self.engines(engine, guidance, device, threads, low_memory, precision)
+        return Restorer(self.manifest, pool.infer, load_tokenizer(self))
+
+    def engines(
+        self,
+        engine: str = "onnxruntime",
+        guidance: str = "engine",
+        device: str = "auto",
+        threads: int | None = None,
+        low_memory: bool = False,
+        precision: str = "float32",
+    ) -> EnginePool:
+        """What runs this bundle's stages by name; arguments and errors as those of `restorer`."""
+        from runtime.engines.pool import EnginePool
 
         if guidance not in ("engine", "torch"):
             raise ValueError(f"unknown guidance {guidance!r}, choose one of engine, torch")
         kinds = dict.fromkeys(self.manifest.stages, engine)
         if guidance == "torch":
             kinds["guidance"] = "torch"
-        pool = EnginePool(self, kinds, device, threads, low_memory, precision)
-        return Restorer(self.manifest, pool.infer, load_tokenizer(self))
+        return EnginePool(self, kinds, device, threads, low_memory, precision)

@@ -20,14 +20,8 @@ from diffbody_ref.ops.schedule import (
     steps_to_run,
 )
 
-Denoiser = Callable[[np.ndarray, int], np.ndarray]
-"""(z_t, t) → ε, of z_t's shape."""
-
 NoiseSource = Callable[[int], np.ndarray]
 """Draw number → standard normal noise of all samples; draw 0 starts the sampling, draw i + 1 follows step i."""
-
-Guidance = Callable[[np.ndarray, int, int], tuple[np.ndarray, np.ndarray | None]]
-"""(z_0, t, step) → guided z_0 and the loss of each sample, None where the step is not guided."""
 
 
 @dataclass(frozen=True)
@@ -65,71 +59,71 @@ def initial_latents(z_r: np.ndarray, schedule: SamplerSchedule, noise: NoiseSour
     return np.float32(math.sqrt(alpha)) * z_r + np.float32(math.sqrt(1.0 - alpha)) * start
 
 
-def sample(
-    sampler: str,
-    denoise: Denoiser,
-    latents: np.ndarray,
-    schedule: SamplerSchedule,
-    noise: NoiseSource,
-    guidance: Guidance | None = None,
-    callback: Callable[[Step], None] | None = None,
-) -> np.ndarray:
-    """The sampled z_0, float32 (B, C, h, w).
+@dataclass
+class Trajectory:
+    """One sampling under way, advanced step by step: of many, each can be at another step.
 
-    Args:
-        sampler: one of `diffbody_ref.ops.schedule.SAMPLERS`.
-        latents: z at the schedule's first timestep.
-        schedule: of `sampler_schedule`.
-        callback: called after each step; an exception from it ends the sampling.
+    Attributes:
+        sampler: one of `diffbody_ref.ops.schedule.SAMPLERS`. schedule: of `sampler_schedule`.
+        latents: z at timestep `t`, and after the last step z_0.
+        noise: see `NoiseSource`.
+        step: steps done.
+        previous: z_0 of the step before, of which "dpm++" makes use.
     """
-    advance = _ancestral if sampler == "ddpm" else _solver(order={"ddim": 1, "dpm++": 2}[sampler])
-    for step in range(len(schedule)):
-        t, alpha = int(schedule.timesteps[step]), float(schedule.alphas_cumprod[step])
-        eps = denoise(latents, t)
-        z0 = (latents - np.float32(math.sqrt(1.0 - alpha)) * eps) / np.float32(math.sqrt(alpha))
-        loss = None
-        if guidance is not None:
-            z0, loss = guidance(z0, t, step)
-        latents = advance(latents, z0, schedule, step, noise)
-        if callback is not None:
-            callback(Step(step, len(schedule), t, z0, latents, loss))
-    return latents
+
+    sampler: str
+    schedule: SamplerSchedule
+    latents: np.ndarray
+    noise: NoiseSource
+    step: int = 0
+    previous: np.ndarray | None = None
+
+    @property
+    def done(self) -> bool:
+        """All steps are done."""
+        return self.step == len(self.schedule)
+
+    @property
+    def t(self) -> int:
+        """The timestep of the latents."""
+        return int(self.schedule.timesteps[self.step])
+
+    def predict_z0(self, eps: np.ndarray) -> np.ndarray:
+        """z̃_0 of eq. 5."""
+        alpha = float(self.schedule.alphas_cumprod[self.step])
+        return (self.latents - np.float32(math.sqrt(1.0 - alpha)) * eps) / np.float32(math.sqrt(alpha))
+
+    def advance(self, z0: np.ndarray, loss: np.ndarray | None = None) -> Step:
+        """To the next timestep, by the guided z_0; what a callback learns of it."""
+        t, step = self.t, self.step
+        move = _ancestral if self.sampler == "ddpm" else _solver
+        self.latents = move(self, z0)
+        self.previous, self.step = z0, step + 1
+        return Step(step, len(self.schedule), t, z0, self.latents, loss)
 
 
-def _ancestral(
-    latents: np.ndarray, z0: np.ndarray, schedule: SamplerSchedule, step: int, noise: NoiseSource
-) -> np.ndarray:
+def _ancestral(state: Trajectory, z0: np.ndarray) -> np.ndarray:
     """A draw from q(z_prev | z_t, z_0) (Ho et al. 2020, eq. 6 and 7)."""
-    mean = (
-        np.float32(schedule.posterior_mean_coef1[step]) * z0 + np.float32(schedule.posterior_mean_coef2[step]) * latents
-    )
+    schedule, step = state.schedule, state.step
+    by_z0, by_latents = (c[step] for c in (schedule.posterior_mean_coef1, schedule.posterior_mean_coef2))
+    mean = np.float32(by_z0) * z0 + np.float32(by_latents) * state.latents
     if step == len(schedule) - 1:
         return mean
-    return mean + np.float32(schedule.posterior_std[step]) * noise(step + 1)
+    return mean + np.float32(schedule.posterior_std[step]) * state.noise(step + 1)
 
 
-def _solver(order: int) -> Callable[[np.ndarray, np.ndarray, SamplerSchedule, int, NoiseSource], np.ndarray]:
+def _solver(state: Trajectory, z0: np.ndarray) -> np.ndarray:
     """DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095), multistep; of first order it is DDIM. The last step is z_0."""
-    previous: list[np.ndarray] = []
-
-    def advance(
-        latents: np.ndarray, z0: np.ndarray, schedule: SamplerSchedule, step: int, noise: NoiseSource
-    ) -> np.ndarray:
-        slope = z0
-        if step < len(schedule) - 1:
-            steps = np.diff(_log_snr(schedule))
-            if order == 2 and previous:
-                ratio = steps[step - 1] / steps[step]
-                slope = z0 + np.float32(0.5 / ratio) * (z0 - previous[-1])
-            here, there = float(schedule.alphas_cumprod[step]), float(schedule.alphas_cumprod_prev[step])
-            keep = math.sqrt((1.0 - there) / (1.0 - here))
-            latents = np.float32(keep) * latents - np.float32(math.sqrt(there) * math.expm1(-steps[step])) * slope
-        else:
-            latents = z0
-        previous[:] = [z0]
-        return latents
-
-    return advance
+    schedule, step = state.schedule, state.step
+    if step == len(schedule) - 1:
+        return z0
+    steps = np.diff(_log_snr(schedule))
+    slope = z0
+    if state.sampler == "dpm++" and state.previous is not None:
+        slope = z0 + np.float32(0.5 * steps[step] / steps[step - 1]) * (z0 - state.previous)
+    here, there = float(schedule.alphas_cumprod[step]), float(schedule.alphas_cumprod_prev[step])
+    keep = math.sqrt((1.0 - there) / (1.0 - here))
+    return np.float32(keep) * state.latents - np.float32(math.sqrt(there) * math.expm1(-steps[step])) * slope
 
 
 def _log_snr(schedule: SamplerSchedule) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from diffbody_ref import sampling as reference
 from diffbody_ref.ops.noise import philox_noise
 from diffbody_ref.ops.schedule import SAMPLERS
-from runtime.sampling import Step, initial_latents, sample, sampler_schedule
+from runtime.sampling import Step, Trajectory, initial_latents, sampler_schedule
 
 SHAPE = (2, 4, 3)
 MIX = np.random.default_rng(0).standard_normal((2, 2)).astype(np.float32) * 0.5
@@ -54,7 +54,11 @@ def test_the_sample_is_the_references(sampler: str, steps: int, strength: float)
     schedule = sampler_schedule(sampler, steps, strength)
     seen: list[Step] = []
     start = initial_latents(z_r, schedule, noise, strength)
-    result = sample(sampler, denoise, start, schedule, noise, guide, seen.append)
+    state = Trajectory(sampler, schedule, start, noise)
+    while not state.done:
+        z0, loss = guide(state.predict_z0(denoise(state.latents, state.t)), state.t, state.step)
+        seen.append(state.advance(z0, loss))
+    result = state.latents
     # float32 through up to 20 steps; diffusers keeps ᾱ in float32, 1e-7 relative, and divides by √ᾱ of down to 0.07.
     np.testing.assert_allclose(result, by_reference(sampler, steps, strength, z_r), rtol=2e-4, atol=2e-4)
     assert [done.step for done in seen] == list(range(len(schedule)))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
+
+Infer = Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""(stage, inputs by name) → outputs by name."""
 
 
 class Engine(Protocol):

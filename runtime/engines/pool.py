@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,6 +67,11 @@ class EnginePool:
             with self._lock:
                 return self._engine(stage).infer(feed)
         return self._engine(stage).infer(feed)
+
+    def load(self, stages: Iterable[str]) -> None:
+        """Load the engines of these stages now, and not when they are first needed."""
+        for stage in stages:
+            self._engine(stage)
 
     def unload(self) -> None:
         """Free all engines; they are loaded again when needed."""

@@ -1,0 +1,314 @@
+"""The server: finds Triton, starts it on a model repository, waits until it is ready, stops it with all its processes.
+
+Triton is the binary in the `nvidia-pytriton` wheel, or one that is installed, as in NVIDIA's container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from runtime.triton.blackboard import folder_of_server
+
+API_KEY_HEADER = "x-api-key"
+PROTECTED = "inference,model-config,statistics,trace,logging,shared-memory,model-repository,metadata"
+READY_SECONDS = 600.0  # the largest models take minutes to load
+STOP_SECONDS = 20.0
+
+
+class ServerError(RuntimeError):
+    """The server cannot be started, or has stopped; the message is one line."""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How the server listens and what it says.
+
+    Attributes:
+        repository: of `runtime.triton.repository.render`.
+        host: the address it binds; only this machine can reach the default.
+        http_port, grpc_port, metrics_port: 0 takes a free one.
+        api_key: clients must send it as the header "x-api-key" (gRPC: "triton-grpc-protocol-x-api-key"); only health
+            and metrics are open without.
+        trace: a file for Triton's traces of requests.
+        verbose: Triton's verbose log level.
+    """
+
+    repository: Path
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    api_key: str | None = None
+    trace: Path | None = None
+    verbose: int = 0
+
+
+@dataclass(frozen=True)
+class Triton:
+    """An installed Triton: its binary, the environment that it needs, and its backends; None are its own."""
+
+    binary: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    backends: Path | None = None
+
+
+class Server:
+    """Triton as a context manager: ready on entry, stopped on exit, also by a signal that ends this process.
+
+    Args:
+        on_log: called with (severity of "info", "warning", "error"; line) for each line of the server's log.
+
+    Raises:
+        ServerError, on entry: no Triton, a busy port, numpy 2, or it stopped before it was ready.
+    """
+
+    def __init__(self, config: ServerConfig, on_log: Callable[[str, str], None] = lambda severity, line: None) -> None:
+        self.config, self.on_log = config, on_log
+        self.ports: dict[str, int] = {}
+        self.process: subprocess.Popen[str] | None = None
+        self._scratch: Path | None = None
+        self._last_error = ""
+
+    @property
+    def http_url(self) -> str:
+        """host:port, as clients take it."""
+        return f"{self.config.host}:{self.ports['http']}"
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port, as clients take it."""
+        return f"{self.config.host}:{self.ports['grpc']}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Prometheus's."""
+        return f"http://{self.config.host}:{self.ports['metrics']}/metrics"
+
+    def __enter__(self) -> Self:
+        self._scratch = Path(tempfile.mkdtemp(prefix="diffbody-serve-"))
+        try:
+            self._start(find_triton(self._scratch))
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def wait(self) -> int:
+        """Until the server ends by itself; its exit code."""
+        assert self.process is not None
+        return self.process.wait()
+
+    def stop(self) -> None:
+        """End the server and the processes of its models."""
+        if self.process is not None:
+            _signal_group(self.process, signal.SIGTERM)
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.on_log("warning", f"the server did not stop within {STOP_SECONDS:.0f} s and is killed")
+            _signal_group(self.process, signal.SIGKILL)  # also the processes of its models, should any be left
+            self.process.wait()
+            shutil.rmtree(folder_of_server(self.process.pid), ignore_errors=True)
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _start(self, triton: Triton) -> None:
+        self.ports = choose_ports(self.config)
+        command = [str(triton.binary), *arguments(self.config, self.ports)]
+        if triton.backends is not None:
+            command += ["--backend-directory", str(triton.backends)]
+        self.process = subprocess.Popen(
+            command,
+            env={**os.environ, **triton.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            cwd=self._scratch,  # Python would import what lies in its working folder before anything else
+            start_new_session=True,  # Ctrl-C is ours to handle
+            preexec_fn=_end_with_parent,
+        )
+        threading.Thread(target=self._read_log, args=(self.process,), daemon=True).start()
+
+    def _read_log(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if (parsed := parse_log_line(line)) is not None:
+                if parsed[0] == "error":
+                    self._last_error = parsed[1]
+                self.on_log(*parsed)
+
+    def _wait_until_ready(self) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            if (code := self.process.poll()) is not None:
+                time.sleep(0.2)  # for the rest of its log
+                raise ServerError(f"Triton stopped with exit code {code} before it was ready: {self._last_error}")
+            if is_ready(self.http_url):
+                return
+            time.sleep(0.1)
+        raise ServerError(f"Triton was not ready after {READY_SECONDS:.0f} s: {self._last_error}")
+
+
+def is_ready(http_url: str) -> bool:
+    """Whether a server there, and all its models, can answer."""
+    try:
+        with urllib.request.urlopen(f"http://{http_url}/v2/health/ready", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def arguments(config: ServerConfig, ports: Mapping[str, int]) -> list[str]:
+    """Triton's command line, without its backends."""
+    found = [
+        f"--model-repository={config.repository.resolve()}",
+        "--model-control-mode=none",
+        "--strict-readiness=true",
+        "--disable-auto-complete-config",
+        "--allow-metrics=true",
+        f"--log-verbose={config.verbose}",
+        # A model may take long to load, and shared memory of a picture grows in steps.
+        f"--backend-config=python,stub-timeout-seconds={READY_SECONDS:.0f}",
+    ]
+    for service, port in ports.items():
+        found += [f"--{service}-port={port}", f"--{service}-address={config.host}"]
+    if config.api_key is not None:
+        found += [
+            f"--http-restricted-api={PROTECTED}:{API_KEY_HEADER}={config.api_key}",
+            f"--grpc-restricted-protocol={PROTECTED}:{API_KEY_HEADER}={config.api_key}",
+        ]
+    if config.trace is not None:
+        found += [
+            f"--trace-config=triton,file={config.trace.resolve()}",
+            "--trace-config=rate=1",
+            "--trace-config=level=TIMESTAMPS",
+        ]
+    return found
+
+
+def find_triton(scratch: Path) -> Triton:
+    """The Triton that is installed: on the PATH or where NVIDIA's container has it, else that of nvidia-pytriton.
+
+    Args:
+        scratch: a folder for the backends of nvidia-pytriton, which need the stub of this Python beside them.
+
+    Raises:
+        ServerError: there is none, or its Python backend cannot run in this Python.
+    """
+    check_numpy()
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    installed = shutil.which("tritonserver") or shutil.which("/opt/tritonserver/bin/tritonserver")
+    if installed is not None:
+        return Triton(Path(installed), {"PATH": path})
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise ServerError("there is no Triton Inference Server here; install DiffBody with its extra 'serve'")
+    wheel = Path(spec.origin).parent / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise ServerError(f"nvidia-pytriton has no Python backend for Python {version}; use 3.11 or 3.12")
+    backends = scratch / "backends"
+    (backends / "python").mkdir(parents=True)
+    for file in (*(wheel / "backends" / "python").glob("*.*"), stub):
+        (backends / "python" / file.name).symlink_to(file)
+    libraries = [wheel.parents[1] / "nvidia_pytriton.libs", Path(sysconfig.get_config_var("LIBDIR") or "")]
+    libraries_path = os.pathsep.join([*map(str, libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
+    return Triton(wheel / "bin" / "tritonserver", {"PATH": path, "LD_LIBRARY_PATH": libraries_path}, backends)
+
+
+def check_numpy() -> None:
+    """
+    Raises:
+        ServerError: this Python has numpy 2, with which Triton's Python backend passes empty tensors.
+    """
+    import numpy
+
+    if int(numpy.__version__.partition(".")[0]) >= 2:
+        raise ServerError(
+            f"Triton's Python backend needs numpy below 2, and here it is {numpy.__version__}; "
+            "install numpy 1.26 (Python 3.11 or 3.12)"
+        )
+
+
+def choose_ports(config: ServerConfig) -> dict[str, int]:
+    """The port of each service, free a moment ago.
+
+    Raises:
+        ServerError: one is taken, twice the same, or the address is not this machine's.
+    """
+    wanted = {"http": config.http_port, "grpc": config.grpc_port, "metrics": config.metrics_port}
+    sockets, ports = [], {}
+    try:
+        for service, port in wanted.items():
+            listener = socket.socket()
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((config.host, port))
+                listener.listen()
+            except (OSError, OverflowError) as error:
+                raise ServerError(
+                    f"the {service} port {config.host}:{port} cannot be had ({error}): is a server running there "
+                    f"already? Choose another with --{service}-port; 0 takes a free one"
+                ) from None
+            ports[service] = listener.getsockname()[1]
+    finally:
+        for listener in sockets:
+            listener.close()
+    return ports
+
+
+def parse_log_line(line: str) -> tuple[str, str] | None:
+    """Severity and text of one line of Triton's log; None for lines that say nothing to a reader."""
+    line = line.rstrip()
+    if found := re.match(r"([IWEF])\d{4} [\d:.]+ \d+ \S+\] ?(.*)", line):
+        severity = {"I": "info", "W": "warning"}.get(found[1], "error")
+        text = found[2].strip().strip('"').replace("\\n", "\n").partition("\n")[0].strip()
+        # What is said on every machine without a GPU.
+        if re.search(r"CUDA|Cuda|DCGM|NVML|pinned memory", text):
+            severity = "info"
+        return (severity, text) if text else None
+    if not line.strip(" +-|=") or line.startswith(("|", "Error: Failed to initialize NVML")):
+        return None
+    return "info", line.strip()
+
+
+def _signal_group(process: subprocess.Popen[Any], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _end_with_parent() -> None:
+    """In the child: be told to end when the launcher dies, however it does (Linux)."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

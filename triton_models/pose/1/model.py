@@ -1,0 +1,17 @@
+"""Step 2, the people and their poses."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from runtime.triton.models import Model, Settings
+
+
+class TritonPythonModel(Model):
+    """r → boxes (1, N, 5) and P."""
+
+    stages = ("pose_detector", "pose")
+
+    def run(self, tensors: dict[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
+        people = self.restorer.find_people(tensors["regression"], settings.options)
+        return {"boxes": people.boxes[None], "pose": people.pose}

@@ -1,0 +1,16 @@
+"""Step 3, the prompts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from runtime.triton.models import Model, Settings
+
+
+class TritonPythonModel(Model):
+    """The settings' prompts → their embeddings, (1, 1 or 2, L, D)."""
+
+    stages = ("text_encoder",)
+
+    def run(self, tensors: dict[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
+        return {"text": self.restorer.encode_text(settings.prompt, settings.negative_prompt, settings.options)[None]}
