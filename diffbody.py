@@ -14,6 +14,7 @@ from diffbody_ref import __version__
 from diffbody_ref.loading import DEVICES, load_pipeline, model_folder
 from diffbody_ref.weights import NANO_FOLDER
 from runtime.console import progress_bar, progress_bars, report, user_errors
+from runtime.triton.config import RepositoryConfig, ServerConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,6 +106,19 @@ def restore(
             show_default=False,
         ),
     ] = None,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A server's: `localhost:8001` (gRPC) or `http://localhost:8000`; it restores then. Give it again for "
+            "several servers.",
+            show_default=False,
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="The server's, with --url.", envvar="DIFFBODY_API_KEY", show_default=False)
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Pictures at a time, with --url.", min=1)] = 4,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for a picture, with --url.")] = 600.0,
     prompt: Annotated[str, typer.Option(help="What the picture shows, from head to toe; may stay empty.")] = "",
     negative_prompt: Annotated[str, typer.Option(help="What the picture should not look like.")] = "",
     steps: Steps = 50,
@@ -159,6 +173,8 @@ def restore(
     - `diffbody restore holidays/ -o restored/ --compare`
 
     - `diffbody restore photo.jpg --sampler dpm++ --steps 15 --body-guidance-every 3` (several times faster)
+
+    - `diffbody restore holidays/ -o restored/ --url localhost:8001` (on a server that `diffbody serve` started)
     """
     from runtime import files
     from runtime.companions import INTERMEDIATES
@@ -175,8 +191,10 @@ def restore(
         tile_size=tile_size,
     )
     check_options(settings, seed, device)
-    if model is not None and bundle is not None:
-        raise ValueError("--model and --bundle: give one of them")
+    if sum(given is not None for given in (model, bundle, url)) > 1:
+        raise ValueError("--model, --bundle and --url: give one of them")
+    if url and intermediates:
+        raise ValueError("--intermediates: a server sends the restored picture only; restore here, without --url")
     how = {"engine": engine, "guidance": guidance, "low_memory": low_memory, "precision": precision}
     jobs = files.plan(inputs, out)
     companions = ("before_after",) * compare + INTERMEDIATES * intermediates
@@ -192,6 +210,8 @@ def restore(
         show_step = lambda i, n: bar.update(step, completed=i, total=n)  # noqa: E731
 
         def load() -> Restore:
+            if url:
+                return load_client(url, api_key, concurrency, timeout, call, show_step, compare)
             if model is None:
                 return with_companions(load_bundle(folder, device, how, call, show_step), companions)
             return with_companions(load_reference(folder, device, call, show_step), companions)
@@ -202,6 +222,7 @@ def restore(
             overwrite=overwrite,
             companions=companions,
             progress=lambda i, job: bar.update(pictures, completed=i, description=job.source.name),
+            workers=concurrency if url else 1,
         )
     report(summary, companions, single)
 
@@ -384,6 +405,118 @@ def parity(
         raise ValueError(f"{bundle}: {len(report.failures)} beyond tolerance: {report.failures[0]}")
 
 
+# What is served, and how; shared by the commands that make a model repository.
+ServedBundle = Annotated[
+    Path | None,
+    typer.Option(help="A folder that `diffbody export` made. Default: nano's, which is built in.", show_default=False),
+]
+Profile = Annotated[str, typer.Option(help="`cpu` (ONNX Runtime) or `gpu` (TensorRT plans).")]
+Threads = Annotated[int, typer.Option(help="Of an operator on the CPU; 0 is all cores.")]
+ServedGuidance = Annotated[
+    str | None,
+    typer.Option(help="What runs body guidance: `engine` or `torch`. Default: torch on a GPU.", show_default=False),
+]
+InFlight = Annotated[int, typer.Option(help="Requests sampled at a time; to more, the answer is: unavailable, retry.")]
+Queue = Annotated[int, typer.Option(help="Requests that wait for one model; to more, the same.")]
+MaxPixels = Annotated[int, typer.Option(help="Of a picture at work, from its upscaling or padding.")]
+MaxSeconds = Annotated[float, typer.Option(help="After which a request is given up.")]
+
+
+@app.command("triton-repo", no_args_is_help=True)
+def triton_repo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the model repository; one there is replaced.")],
+    bundle: ServedBundle = None,
+    profile: Profile = "cpu",
+    precision: Precision = "float32",
+    guidance: ServedGuidance = None,
+    threads: Threads = 0,
+    max_in_flight: InFlight = RepositoryConfig.max_in_flight,
+    max_queue: Queue = RepositoryConfig.max_queue,
+    max_pixels: MaxPixels = RepositoryConfig.max_pixels,
+    max_seconds: MaxSeconds = RepositoryConfig.max_seconds,
+) -> None:
+    """Write the model repository that Triton Inference Server runs, for a server of your own.
+
+    Example:
+
+    - `diffbody triton-repo --bundle bundles/mine --profile gpu --precision float16 -o models`
+    """
+    from runtime.triton.repository import render
+
+    asked = given(guidance=guidance)
+    config = RepositoryConfig(
+        bundle or NANO_FOLDER,
+        profile,
+        precision,
+        threads=threads,
+        max_in_flight=max_in_flight,
+        max_queue=max_queue,
+        max_pixels=max_pixels,
+        max_seconds=max_seconds,
+        **asked,
+    )
+    print(f"wrote {render(config, out)}")
+
+
+@app.command()
+def serve(
+    bundle: ServedBundle = None,
+    profile: Profile = "cpu",
+    precision: Precision = "float32",
+    guidance: ServedGuidance = None,
+    threads: Threads = 0,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the default is reached from here only.")
+    ] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="0 takes a free one, as for the others.")] = ServerConfig.http_port,
+    grpc_port: Annotated[int, typer.Option(help="What --url of `restore` takes.")] = ServerConfig.grpc_port,
+    metrics_port: Annotated[int, typer.Option(help="Of Prometheus's metrics.")] = ServerConfig.metrics_port,
+    api_key: Annotated[
+        str | None,
+        typer.Option(help="Clients must send it. Better as variable.", envvar="DIFFBODY_API_KEY", show_default=False),
+    ] = None,
+    max_in_flight: InFlight = RepositoryConfig.max_in_flight,
+    max_queue: Queue = RepositoryConfig.max_queue,
+    max_pixels: MaxPixels = RepositoryConfig.max_pixels,
+    max_seconds: MaxSeconds = RepositoryConfig.max_seconds,
+    trace: Annotated[Path | None, typer.Option(help="File for Triton's traces.", show_default=False)] = None,
+    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Triton's log; twice for more.")] = 0,
+) -> None:
+    """Serve a bundle with Triton Inference Server, until Ctrl-C.
+
+    Examples:
+
+    - `diffbody serve`, and in another terminal `diffbody restore photo.jpg --url localhost:8001`
+
+    - `diffbody serve --bundle bundles/mine --host 0.0.0.0 --api-key SECRET`
+    """
+    import tempfile
+
+    from runtime.triton.repository import render
+    from runtime.triton.server import run_until_stopped
+
+    limits = {"max_in_flight": max_in_flight, "max_queue": max_queue, "max_pixels": max_pixels}
+    asked = given(guidance=guidance, max_seconds=max_seconds, threads=threads, **limits)
+    with tempfile.TemporaryDirectory(prefix="diffbody-models-") as folder:
+        repository = render(
+            RepositoryConfig(bundle or NANO_FOLDER, profile, precision, **asked), Path(folder) / "models"
+        )
+        ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
+        config = ServerConfig(repository, host, **ports, api_key=api_key, trace=trace, verbose=max(0, verbose - 1))
+        run_until_stopped(config, show_log=log_line if verbose else log_warning)
+
+
+def log_line(severity: str, line: str) -> None:
+    """A line of the server's log, on stderr."""
+    print(f"{severity:7s} {line}", file=sys.stderr)
+
+
+def log_warning(severity: str, line: str) -> None:
+    """The same, of warnings and errors."""
+    if severity != "info":
+        log_line(severity, line)
+
+
 @app.command()
 def bench(
     bundle: Annotated[
@@ -552,6 +685,35 @@ def load_bundle(
     return run
 
 
+def load_client(
+    urls: list[str],
+    api_key: str | None,
+    concurrency: int,
+    timeout: float,
+    call: dict[str, Any],
+    on_step: Callable[[int, int], None],
+    compare: bool,
+) -> Restore:
+    """Restoring on servers; arguments as those of `runtime.triton.client.ClientConfig` and for `load_reference`."""
+    from runtime.companions import before_after
+    from runtime.files import Job, Restored
+    from runtime.triton.client import Client, ClientConfig, UnavailableError
+
+    client = Client(ClientConfig(tuple(urls), timeout, concurrency=concurrency, api_key=api_key))
+    if not client.is_ready():
+        raise UnavailableError(f"{', '.join(urls)}: no server answers; start one with `diffbody serve`")
+    grpc = not any(url.startswith("http://") for url in urls)
+
+    def restore_one(picture: Picture, job: Job) -> Restored:
+        # The file as it is: the server reads it as we do.
+        watch = (lambda done: on_step(done.step, done.steps)) if grpc else None
+        answer = client.restore(job.source, **call, on_progress=watch)
+        made = {"before_after": before_after(picture.pixels, answer.picture.pixels)} if compare else {}
+        return Restored(answer.picture, made, answer.report.notices)
+
+    return restore_one
+
+
 def with_companions(run: Run, companions: tuple[str, ...]) -> Restore:
     """A function that restores one picture and draws what goes beside it, for `runtime.files.run`.
 
@@ -562,9 +724,9 @@ def with_companions(run: Run, companions: tuple[str, ...]) -> Restore:
 
     from diffbody_ref.ops.images import Picture, resize
     from runtime.companions import draw
-    from runtime.files import Restored
+    from runtime.files import Job, Restored
 
-    def restore_one(picture: Picture) -> Restored:
+    def restore_one(picture: Picture, job: Job) -> Restored:
         pixels, found, notices = run(picture)
         made = draw(companions, picture.pixels, pixels, found)
         alpha = (

@@ -20,6 +20,7 @@ EXTRAS = {  # other packages: train
     **dict.fromkeys(("onnxruntime", "tokenizers"), "onnx"),
     **dict.fromkeys(("torch", "diffusers", "transformers", "accelerate", "safetensors"), "reference"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    **dict.fromkeys(("tritonclient", "pytriton"), "serve"),
     **dict.fromkeys(("polygraphy", "tensorrt", "tensorrt_rtx"), "rtx"),
 }
 OWN_PACKAGES = ("diffbody", "diffbody_ref", "runtime", "export", "benchmarks")

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from diffbody_ref.ops.options import RestoreOptions
-from runtime.bundle import Manifest
+from runtime.bundle import Geometry, Manifest
 from runtime.engines import Infer
 from runtime.sampling import Step, Trajectory
-from runtime.tiles import Cells, in_tiles
+from runtime.tiles import WHOLE, Cells, in_tiles
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,53 @@ class Target:
     visibility: np.ndarray
     windows: np.ndarray
 
+    def only(self, person: int, left: int, top: int) -> Target:
+        """Of one of the people, in a part of the picture that begins at (left, top)."""
+        one = slice(person, person + 1)
+        shift = np.array([left, top, left, top], np.float32)
+        return Target(self.embeddings[one], self.visibility[one], self.windows[one] - shift)
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of a picture that body guidance decodes: an index of its latents, the people in it, their weight."""
+
+    cells: Cells
+    target: Target
+    weight: float
+
+
+def views(target: Target, size: tuple[int, ...], tile_size: int, geometry: Geometry) -> list[View]:
+    """What body guidance decodes at once: the whole picture, or of a larger one than a tile, each person by itself.
+
+    A person larger than a tile is left out: the gradient passes through the decoder, where each pixel takes thousands
+    of times the memory that it has.
+
+    Args:
+        size: height and width of the latents.
+    """
+    side = max(1, tile_size // geometry.multiple) * geometry.multiple
+    height, width = (cells * geometry.factor for cells in size)
+    if max(height, width) <= side:
+        return [View(WHOLE, target, 1.0)]
+    found = []
+    for person, (x0, y0, x1, y1) in enumerate(target.windows.tolist()):
+        spans = [_span(y0, y1, height, side, geometry.multiple), _span(x0, x1, width, side, geometry.multiple)]
+        if spans[0] is None or spans[1] is None:
+            continue
+        rows, columns = (slice(span[0] // geometry.factor, span[1] // geometry.factor) for span in spans if span)
+        own = target.only(person, left=spans[1][0], top=spans[0][0])
+        found.append(View((..., rows, columns), own, 1.0 / len(target.windows)))
+    return found
+
+
+def _span(start: float, stop: float, size: int, side: int, multiple: int) -> tuple[int, int] | None:
+    """A tile's side, or the whole size, around start..stop; None where that is longer."""
+    if size <= side:
+        return 0, size
+    first = int(np.clip(round(((start + stop - side) / 2) / multiple) * multiple, 0, size - side))
+    return (first, first + side) if first <= start and stop <= first + side else None
+
 
 @dataclass
 class Sampling:
@@ -34,7 +81,7 @@ class Sampling:
         trajectory: latents (1, C, h, w) and their schedule.
         condition: z_r, pose and attention (1, C', h, w). text: (1, L, D), or (2, L, D) with the negative prompt's.
         options: checked ones, with a tile size.
-        target: None where guidance is off or nobody was found.
+        views: of body guidance; none where it is off or nobody was found.
         loss_curve: (timestep, loss of eq. 6) of the guided steps so far.
     """
 
@@ -42,7 +89,7 @@ class Sampling:
     condition: np.ndarray
     text: np.ndarray
     options: RestoreOptions
-    target: Target | None = None
+    views: list[View] = field(default_factory=list)
     loss_curve: list[tuple[int, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -55,7 +102,7 @@ class Sampling:
         """The coming step is one that body guidance is active at."""
         options, trajectory = self.options, self.trajectory
         active = options.body_guidance_stop < trajectory.t < options.body_guidance_start
-        return self.target is not None and active and trajectory.step % options.body_guidance_every == 0
+        return bool(self.views) and active and trajectory.step % options.body_guidance_every == 0
 
 
 def advance(batch: Sequence[Sampling], infer: Infer, manifest: Manifest) -> list[Step]:
@@ -112,37 +159,46 @@ def _guide(
 ) -> dict[int, np.ndarray]:
     """Move the z̃_0 of those that are guided, z̃_0 ← z̃_0 − s·∇L; their losses (1,) by index."""
     losses: dict[int, np.ndarray] = {}
-    for indices in _people_together(batch, [index for index in z0 if batch[index].guided], manifest):
-        targets = [target for index in indices if (target := batch[index].target) is not None]
-        owners = np.repeat(np.eye(len(targets), dtype=np.float32), [len(t.windows) for t in targets], axis=0)
+    asked = [(index, view) for index in z0 if batch[index].guided for view in batch[index].views]
+    before = {index: z0[index] for index, _ in asked}
+    if not asked:
+        return losses
+    sizes = manifest.stages["guidance"].sizes
+    # What is decoded at once is a tile at most: of its memory, the gradient takes gigabytes.
+    index, view = asked[0]
+    cells = z0[index][view.cells][0, 0].size
+    side = batch[index].options.tile_size // manifest.geometry.factor  # type: ignore[operator]
+    for together in _at_once(asked, max(1, min(sizes["batch"].most, side**2 // cells)), sizes["people"].most):
+        targets = [view.target for _, view in together]
+        scales = [view.weight * batch[index].options.body_guidance_scale for index, view in together]
         feed = {
-            "latents": _join([z0[index] for index in indices]),
+            "latents": np.ascontiguousarray(_join([before[index][view.cells] for index, view in together])),
             "embeddings": _join([target.embeddings for target in targets]),
             "visibility": _join([target.visibility for target in targets]),
             "windows": _join([target.windows for target in targets]),
-            "owners": owners,
-            "scale": np.array([batch[index].options.body_guidance_scale for index in indices], np.float32),
+            "owners": np.repeat(np.eye(len(targets), dtype=np.float32), [len(t.windows) for t in targets], axis=0),
+            "scale": np.array(scales, np.float32),
         }
         result = infer("guidance", feed)
-        for row, index in enumerate(indices):
-            z0[index] = z0[index] - result["gradient"][row : row + 1]
-            losses[index] = result["loss"][row : row + 1]
+        for row, (index, view) in enumerate(together):
+            step = np.zeros_like(z0[index])
+            step[view.cells] = result["gradient"][row : row + 1]
+            z0[index] = z0[index] - step
+            losses[index] = losses.get(index, np.float32(0)) + view.weight * result["loss"][row : row + 1]
     return losses
 
 
-def _people_together(batch: Sequence[Sampling], indices: Sequence[int], manifest: Manifest) -> Iterator[list[int]]:
-    """As many at once as the guidance stage takes, pictures and people."""
-    sizes = manifest.stages["guidance"].sizes
-    together: list[int] = []
+def _at_once(asked: Sequence[tuple[int, View]], most: int, most_people: int) -> Iterator[list[tuple[int, View]]]:
+    """Views, all of one size, at most so many and with so many people at once, but one at least."""
+    together: list[tuple[int, View]] = []
     people = 0
-    for index in indices:
-        target = batch[index].target
-        assert target is not None
-        if together and (len(together) == sizes["batch"].most or people + len(target.windows) > sizes["people"].most):
+    for index, view in asked:
+        count = len(view.target.windows)
+        if together and (len(together) == most or people + count > most_people):
             yield together
             together, people = [], 0
-        together.append(index)
-        people += len(target.windows)
+        together.append((index, view))
+        people += count
     if together:
         yield together
 

@@ -7,8 +7,10 @@ A restored `NAME.jpg` is called `NAME.restored.png`. Companions, such as a befor
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +66,7 @@ class Summary:
     notices: dict[Path, Sequence[str]] = field(default_factory=dict)
 
 
-Restore = Callable[[Picture], Restored]
+Restore = Callable[[Picture, Job], Restored]
 
 
 def collect(inputs: Sequence[Path]) -> list[Path]:
@@ -167,44 +169,75 @@ def run(
     overwrite: bool = False,
     companions: Sequence[str] = (),
     progress: Callable[[int, Job], None] | None = None,
+    workers: int = 1,
 ) -> Summary:
-    """Restore pictures one after the other. One that fails does not stop the others.
+    """Restore pictures one after the other, or some at a time. One that fails does not stop the others.
 
     Args:
         load: gives the function that restores; called once, when the first picture is decoded. So nothing slow is
             loaded where every picture is done already or broken. Its own errors end the run.
         overwrite: do pictures again whose target exists; else those are skipped.
         companions: names of the companions to write, of those that the function gives.
-        progress: called with (index, job) before each job.
+        progress: called with (index, job) before each job; with several workers, when what is before it is done.
+        workers: pictures at a time; the function that restores is then called from as many threads.
 
     Returns:
         What became of each job. Files are written whole or not at all, a target after its companions.
     """
-    summary, restore = Summary(), None
-    for index, job in enumerate(jobs):
-        if progress is not None:
-            progress(index, job)
-        if job.target.exists() and not overwrite:
-            summary.skipped.append(job)
-            continue
+    restore = _OnceLoaded(load)
+    do = lambda job: _do(job, restore, companions, overwrite)  # noqa: E731
+    summary = Summary()
+    with ThreadPoolExecutor(workers) as pool:
+        outcomes = map(do, jobs) if workers == 1 else pool.map(do, jobs)
         try:
-            picture = read_image(job.source)
-            if not overwrite:
-                check_absent([job.companion(name) for name in companions])
-        except ImageError as error:
-            summary.failed.append(Failure(job.source, str(error)))
-            continue
-        restore = restore or load()
-        try:
-            restored = restore(picture)
-            _write(job, restored, companions, overwrite)
-        except PICTURE_ERRORS as error:
-            summary.failed.append(Failure(job.source, _reason(job, error)))
-            continue
-        summary.written.append(job)
-        if restored.notices:
-            summary.notices[job.source] = restored.notices
+            for index, job in enumerate(jobs):
+                if progress is not None:
+                    progress(index, job)
+                outcome = next(outcomes)
+                if outcome is None:
+                    summary.skipped.append(job)
+                elif isinstance(outcome, Failure):
+                    summary.failed.append(outcome)
+                else:
+                    summary.written.append(job)
+                    if outcome.notices:
+                        summary.notices[job.source] = outcome.notices
+        except BaseException:
+            pool.shutdown(cancel_futures=True, wait=False)
+            raise
     return summary
+
+
+class _OnceLoaded:
+    """A function that is loaded by whoever calls it first."""
+
+    def __init__(self, load: Callable[[], Restore]) -> None:
+        self._load, self._lock = load, threading.Lock()
+        self._restore: Restore | None = None
+
+    def get(self) -> Restore:
+        with self._lock:
+            self._restore = self._restore or self._load()
+        return self._restore
+
+
+def _do(job: Job, restore: _OnceLoaded, companions: Sequence[str], overwrite: bool) -> Restored | Failure | None:
+    """What became of one job; None is skipped."""
+    if job.target.exists() and not overwrite:
+        return None
+    try:
+        picture = read_image(job.source)
+        if not overwrite:
+            check_absent([job.companion(name) for name in companions])
+    except ImageError as error:
+        return Failure(job.source, str(error))
+    restore_one = restore.get()
+    try:
+        restored = restore_one(picture, job)
+        _write(job, restored, companions, overwrite)
+    except PICTURE_ERRORS as error:
+        return Failure(job.source, _reason(job, error))
+    return restored
 
 
 def check_absent(paths: Sequence[Path]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ from diffbody_ref.ops.options import RestoreOptions
 from diffbody_ref.ops.pose import crop_people, decode_simcc, letterbox, person_crop
 from diffbody_ref.ops.results import NO_PERSON, Intermediates
 from runtime.bundle import Bundle, Manifest
-from runtime.denoising import Sampling, Target, advance, constant
+from runtime.denoising import Sampling, Target, View, advance, constant, views
 from runtime.engines import Infer
 from runtime.sampling import Step, Trajectory, initial_latents, sampler_schedule
 from runtime.tiles import Cells, in_tiles
@@ -41,10 +41,12 @@ class Restored:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one picture: height and width at work, before the padding, and of the output."""
+    """Of one picture: height and width at work, with the padding, and of the output."""
 
     height: int
     width: int
+    padded_height: int
+    padded_width: int
     output_height: int
     output_width: int
 
@@ -111,7 +113,9 @@ class Restorer:
         """
         settings = self.options(**options)
         check_seed(seed)
-        low, sizes = self.prepare(as_picture(image), settings)
+        picture = as_picture(image)
+        sizes = self.sizes(picture, settings)
+        low = self.prepare(picture, sizes)
         regression = self.regress(low, settings)
         people = self.find_people(regression, settings)
         parts = self.find_parts(regression, people.boxes)
@@ -132,21 +136,22 @@ class Restorer:
             attention=parts.attention[0, :, : sizes.height, : sizes.width],
             loss_curve=sampling.loss_curve,
         )
-        return Restored(pixels, found, notices(people.boxes, settings))
+        return Restored(pixels, found, notices(people.boxes, sampling.views, settings))
 
-    def prepare(self, picture: Picture, settings: RestoreOptions) -> tuple[np.ndarray, Sizes]:
-        """y at its working size, within [0, 1]."""
+    def sizes(self, picture: Picture, settings: RestoreOptions) -> Sizes:
+        """What the picture is brought to."""
         height, width = output = picture.pixels.shape[:2]
         if settings.upscale is not None:
             height, width = (max(16, round(side * settings.upscale)) for side in (height, width))
             output = tuple(max(1, round(side * settings.upscale)) for side in output)
         base = self.settings["base_height"], self.settings["base_width"]
         size = working_size(height, width, *base, self.geometry.multiple)
-        if settings.upscale is None:
-            output = size.height, size.width
-        pixels = pad_to_multiple(resize(picture.pixels, size.height, size.width), self.geometry.multiple)
-        low = np.ascontiguousarray(np.clip(pixels, 0.0, 1.0).transpose(2, 0, 1)[None])
-        return low, Sizes(size.height, size.width, *output)
+        return Sizes(*size, *(output if settings.upscale is not None else size[:2]))
+
+    def prepare(self, picture: Picture, sizes: Sizes) -> np.ndarray:
+        """y at its padded working size, within [0, 1]."""
+        pixels = pad_to_multiple(resize(picture.pixels, sizes.height, sizes.width), self.geometry.multiple)
+        return np.ascontiguousarray(np.clip(pixels, 0.0, 1.0).transpose(2, 0, 1)[None])
 
     def regress(self, low: np.ndarray, settings: RestoreOptions) -> np.ndarray:
         """r = SwinIR(y), eq. 2."""
@@ -205,13 +210,15 @@ class Restorer:
         start = initial_latents(z_r, schedule, noise, settings.strength)
         maps = np.concatenate([pose, parts.attention], axis=1)
         condition = np.concatenate([z_r, _block_means(maps, self.geometry.factor)], axis=1)
+        assert settings.tile_size is not None  # the bundle's, see options()
         guided = settings.body_guidance_scale > 0 and len(parts.target.windows)
+        looked_at = views(parts.target, z_r.shape[2:], settings.tile_size, self.geometry) if guided else []
         return Sampling(
             Trajectory(settings.sampler, schedule, start, noise),
             condition,
             text,
             settings,
-            parts.target if guided else None,
+            looked_at,
         )
 
     def decode(self, latents: np.ndarray, settings: RestoreOptions) -> np.ndarray:
@@ -254,9 +261,18 @@ class Restorer:
         return in_tiles(one_tile, inputs.shape[2:], settings.tile_size, self.geometry.multiple, factor, cell)
 
 
-def notices(boxes: np.ndarray, settings: RestoreOptions) -> list[str]:
-    """What whoever asked should know of a restoration that found these people."""
-    return [NO_PERSON] if settings.use_structure and not len(boxes) else []
+def notices(found: np.ndarray, guided: Sequence[View], settings: RestoreOptions) -> list[str]:
+    """What whoever asked should know of a restoration.
+
+    Args:
+        found: boxes of the people in the picture. guided: what body guidance looks at.
+    """
+    if settings.use_structure and not len(found):
+        return [NO_PERSON]
+    left_out = len(found) - sum(len(view.target.windows) for view in guided)
+    if settings.body_guidance_scale > 0 and left_out:
+        return [f"{left_out} of {len(found)} people are larger than a tile of {settings.tile_size} pixels: not guided"]
+    return []
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenize:

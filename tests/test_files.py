@@ -14,7 +14,7 @@ from runtime.console import report
 from runtime.files import Job, Restore, Restored, Summary, collect, plan, run
 
 
-def invert(picture: Picture) -> Restored:
+def invert(picture: Picture, job: Job) -> Restored:
     """A cheap way to restore, whose result can be told from the input."""
     return Restored(Picture(1.0 - picture.pixels, picture.alpha), {"before_after": picture.pixels})
 
@@ -85,11 +85,11 @@ def test_the_way_to_restore_is_loaded_once(album: Path) -> None:
 def test_an_error_while_restoring_fails_that_picture_only(album: Path, error: Exception) -> None:
     calls = []
 
-    def fail_first(picture: Picture) -> Restored:
+    def fail_first(picture: Picture, job: Job) -> Restored:
         calls.append(1)
         if len(calls) == 1:
             raise error
-        return invert(picture)
+        return invert(picture, job)
 
     summary = run(plan([album / "a.png", album / "d.webp"]), lambda: fail_first)
     assert [failure.source.name for failure in summary.failed] == ["a.png"]
@@ -99,7 +99,7 @@ def test_an_error_while_restoring_fails_that_picture_only(album: Path, error: Ex
 
 
 def test_a_mistake_in_the_program_and_a_failed_load_end_the_run(photo: Path) -> None:
-    def broken(picture: Picture) -> Restored:
+    def broken(picture: Picture, job: Job) -> Restored:
         raise TypeError("a mistake")
 
     def no_model() -> Restore:
@@ -127,7 +127,7 @@ def test_an_existing_companion_is_not_replaced(photo: Path) -> None:
 
 
 def test_a_failed_write_leaves_nothing(photo: Path) -> None:
-    def not_finite(picture: Picture) -> Restored:
+    def not_finite(picture: Picture, job: Job) -> Restored:
         return Restored(Picture(picture.pixels * np.nan), {"before_after": picture.pixels})
 
     summary = run(plan([photo]), lambda: not_finite, companions=["before_after"])

@@ -28,7 +28,14 @@ MAX_PROMPT = 10_000  # characters; the text encoder reads the first 75 tokens
 MAX_FILE = 64 << 20  # bytes of an encoded picture
 FORMATS = ("png", "jpg", "webp")
 
+# Of errors, where Triton drops their codes on the way to the client.
+TIME_OVER = "the request's time is over"
+CANCELLED = "the request was cancelled"
+BUSY = "requests are in flight, which is the most; retry later"
+QUEUE_FULL = "maximum queue size"  # Triton's own words
+
 DTYPES = {int: "INT64", float: "FP64", str: "BYTES", bool: "BOOL"}
+TRITON_TYPES = {"float32": "FP32", "float16": "FP16", "int64": "INT64", "int32": "INT32"}  # by numpy's names
 NUMPY = {"INT64": np.int64, "UINT64": np.uint64, "FP64": np.float64, "BYTES": np.object_, "BOOL": np.bool_}
 
 

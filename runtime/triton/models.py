@@ -19,6 +19,8 @@ import triton_python_backend_utils as pb_utils
 from diffbody_ref.ops.options import RestoreOptions
 from runtime.bundle import Bundle
 from runtime.restore import Restorer, Sizes, load_tokenizer
+from runtime.triton.contract import BUSY, CANCELLED, QUEUE_FULL, TIME_OVER
+from runtime.triton.plans import plan_model
 
 SETTINGS = "SETTINGS"
 SPAN = "SPAN"
@@ -72,7 +74,7 @@ class Settings:
             TimeoutError: nobody waits for the request any more.
         """
         if self.deadline and time.time() > self.deadline:
-            raise TimeoutError("the request's time is over")
+            raise TimeoutError(TIME_OVER)
 
 
 class Model:
@@ -91,7 +93,7 @@ class Model:
         self.restorer = open_restorer(self.parameters, self.stages)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Called by the server."""
+        """Called by the server, with requests whose tensors have the same shapes."""
         return [self._respond(request) for request in requests]
 
     def run(self, tensors: dict[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
@@ -107,6 +109,76 @@ class Model:
             return respond(self.run(tensors, settings), begin)
         except Exception as error:
             return failure(error)
+
+
+class PictureModel(Model):
+    """A model that makes one picture, or its latents, of another: those that come together go through together."""
+
+    source: str
+    result: str
+
+    def transform(self, batch: np.ndarray, options: RestoreOptions) -> np.ndarray:
+        """(B, C, H, W) to the same of other sizes."""
+        raise NotImplementedError
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Called by the server, with requests whose tensors have the same shapes."""
+        begin = time.time()
+        responses: dict[int, Any] = {}
+        together: dict[int | None, list[tuple[int, np.ndarray, Settings]]] = {}
+        for place, request in enumerate(requests):
+            try:
+                handles = {tensor.name(): tensor for tensor in request.inputs()}
+                settings = Settings.from_tensor(handles[SETTINGS].as_numpy())
+                settings.check_deadline()
+                if self.stages[0] in plans_of(self.parameters) and self._fits(handles[self.source], settings):
+                    responses[place] = self._pass_on(handles[self.source], begin)
+                    continue
+                tensors = read_tensors(request)
+                together.setdefault(settings.options.tile_size, []).append((place, tensors[self.source], settings))
+            except Exception as error:
+                responses[place] = failure(error)
+        for group in together.values():
+            try:
+                made = self.transform(np.concatenate([array for _, array, _ in group]), group[0][2].options)
+                for row, (place, _, _) in enumerate(group):
+                    responses[place] = respond({self.result: made[row : row + 1]}, begin)
+            except Exception as error:
+                responses.update({place: failure(error) for place, _, _ in group})
+        return [responses[place] for place in range(len(requests))]
+
+    def _fits(self, picture: Any, settings: Settings) -> bool:
+        """Whether the picture is a tile at most, so that the plan takes it as it is."""
+        assert settings.options.tile_size is not None  # the bundle's, see Restorer.options()
+        cell = 1 if self.source == "picture" else self.restorer.geometry.factor
+        return max(picture.shape()[2:]) * cell <= settings.options.tile_size
+
+    def _pass_on(self, picture: Any, begin: float) -> Any:
+        """The plan's answer; the picture goes from model to model where it is, on the device."""
+        on_gpu = self.parameters["device"] == "cuda"
+        memory = pb_utils.TRITONSERVER_MEMORY_GPU if on_gpu else pb_utils.TRITONSERVER_MEMORY_CPU
+        (made,) = call_plan(self.stages[0], [picture], [self.result], memory)
+        span = pb_utils.Tensor(SPAN, np.array([[begin, time.time()]], np.float64))
+        return pb_utils.InferenceResponse([made, span])
+
+
+def plans_of(parameters: Mapping[str, str]) -> list[str]:
+    """The stages that are models of their own (see `runtime.triton.plans`)."""
+    return parameters["plans"].split()
+
+
+def call_plan(stage: str, inputs: list[Any], outputs: list[str], memory: Any) -> list[Any]:
+    """A stage's plan, as Triton runs it: its outputs, in the memory that is preferred."""
+    request = pb_utils.InferenceRequest(
+        model_name=plan_model(stage),
+        inputs=inputs,
+        requested_output_names=outputs,
+        preferred_memory=pb_utils.PreferredMemory(memory),
+    )
+    result = request.exec()
+    if result.has_error():
+        raise of_other_model(result.error().message())
+    return [pb_utils.get_output_tensor_by_name(result, name) for name in outputs]
 
 
 def parameters_of(args: Mapping[str, str]) -> dict[str, str]:
@@ -128,13 +200,32 @@ def open_restorer(parameters: Mapping[str, str], stages: Sequence[str] = ()) -> 
         threads=int(parameters["threads"]) or None,
         precision=parameters["precision"],
     )
-    engines.load(stages)
-    return Restorer(bundle.manifest, engines.infer, load_tokenizer(bundle))
+    plans = plans_of(parameters)
+    engines.load(stage for stage in stages if stage not in plans)
+
+    def infer(stage: str, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if stage not in plans:
+            return engines.infer(stage, feed)
+        inputs = [pb_utils.Tensor(name, array) for name, array in feed.items()]
+        names = [spec.name for spec in bundle.manifest.stages[stage].outputs]
+        found = call_plan(stage, inputs, names, pb_utils.TRITONSERVER_MEMORY_CPU)
+        return dict(zip(names, map(to_numpy, found), strict=True))
+
+    return Restorer(bundle.manifest, infer, load_tokenizer(bundle))
 
 
 def read_tensors(request: Any) -> dict[str, np.ndarray]:
     """A request's inputs by name, on the CPU."""
-    return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+    return {tensor.name(): to_numpy(tensor) for tensor in request.inputs()}
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """Triton's tensor on the CPU, copied from the device if it is there."""
+    if tensor.is_cpu():
+        return tensor.as_numpy()
+    from torch.utils.dlpack import from_dlpack
+
+    return from_dlpack(tensor.to_dlpack()).cpu().numpy()
 
 
 def respond(outputs: Mapping[str, np.ndarray], begin: float) -> Any:
@@ -144,12 +235,23 @@ def respond(outputs: Mapping[str, np.ndarray], begin: float) -> Any:
     return pb_utils.InferenceResponse([*tensors, span])
 
 
-def failure(error: Exception) -> Any:
-    """An error as a response of one line; of one that should not happen, the traceback goes to the log."""
+def of_other_model(message: str) -> Exception:
+    """The error of a model that was called, as ours: its code is lost on the way, and only the message is left."""
+    kinds = {TIME_OVER: TimeoutError, CANCELLED: TimeoutError, BUSY: BusyError, QUEUE_FULL: BusyError}
+    return next((kind for words, kind in kinds.items() if words in message), RuntimeError)(message)
+
+
+def failure(error: Exception, in_stream: bool = False) -> Any:
+    """An error as a response of one line; of one that should not happen, the traceback goes to the log.
+
+    Args:
+        in_stream: the code comes before the message, as gRPC streams do not carry it.
+    """
     code = next((code for kind, code in CODES.items() if isinstance(error, kind)), None)
     if code is None or os.environ.get("DIFFBODY_DEBUG"):
         pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
     message = " ".join(str(error).split()) or type(error).__name__
     if code is None:
         code, message = "INTERNAL", f"internal error: {message}"
+    message = f"{code}: {message}" if in_stream else message
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code)))

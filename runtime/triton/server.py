@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -25,42 +26,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from runtime.triton.blackboard import folder_of_server
+from runtime.triton.config import ServerConfig
 
 API_KEY_HEADER = "x-api-key"
 PROTECTED = "inference,model-config,statistics,trace,logging,shared-memory,model-repository,metadata"
 READY_SECONDS = 600.0  # the largest models take minutes to load
 STOP_SECONDS = 20.0
+DRAIN_SECONDS = 60.0
+UNDER_WAY = r"^(?:nv_inference_pending_request_count|diffbody_in_flight){[^}]*} (\S+)$"
 
 
-class ServerError(RuntimeError):
+class ServerError(OSError):
     """The server cannot be started, or has stopped; the message is one line."""
-
-
-@dataclass(frozen=True)
-class ServerConfig:
-    """How the server listens and what it says.
-
-    Attributes:
-        repository: of `runtime.triton.repository.render`.
-        host: the address it binds; only this machine can reach the default.
-        http_port, grpc_port, metrics_port: 0 takes a free one.
-        api_key: clients must send it as the header "x-api-key" (gRPC: "triton-grpc-protocol-x-api-key"); only health
-            and metrics are open without.
-        trace: a file for Triton's traces of requests.
-        verbose: Triton's verbose log level.
-    """
-
-    repository: Path
-    host: str = "127.0.0.1"
-    http_port: int = 8000
-    grpc_port: int = 8001
-    metrics_port: int = 8002
-    api_key: str | None = None
-    trace: Path | None = None
-    verbose: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,8 +66,10 @@ class Server:
         self.config, self.on_log = config, on_log
         self.ports: dict[str, int] = {}
         self.process: subprocess.Popen[str] | None = None
+        self._shared_memory = f"diffbody-{secrets.token_hex(8)}-"
         self._scratch: Path | None = None
-        self._last_error = ""
+        self._models: set[int] = set()
+        self.last_error = ""
 
     @property
     def http_url(self) -> str:
@@ -119,28 +101,48 @@ class Server:
     ) -> None:
         self.stop()
 
-    def wait(self) -> int:
-        """Until the server ends by itself; its exit code."""
+    def check(self) -> None:
+        """
+        Raises:
+            ServerError: the server has stopped, or a model's process has; Triton goes on without it, and every request
+                fails.
+        """
         assert self.process is not None
-        return self.process.wait()
+        if (code := self.process.poll()) is not None:
+            raise ServerError(f"Triton stopped by itself with exit code {code}: {self.last_error}")
+        if lost := self._models - _children(self.process.pid):
+            raise ServerError(f"a model's process ({min(lost)}) ended by itself, perhaps for want of memory")
+
+    def requests_under_way(self) -> int:
+        """Requests in a queue or in the sampler, over all models; 0 also if the server does not say."""
+        try:
+            with urllib.request.urlopen(self.metrics_url, timeout=2) as answer:
+                text = answer.read().decode()
+        except OSError:
+            return 0
+        return int(sum(float(value) for value in re.findall(UNDER_WAY, text, re.MULTILINE)))
 
     def stop(self) -> None:
         """End the server and the processes of its models."""
         if self.process is not None:
-            _signal_group(self.process, signal.SIGTERM)
+            self.process.terminate()  # it ends its models
             try:
                 self.process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self.on_log("warning", f"the server did not stop within {STOP_SECONDS:.0f} s and is killed")
-            _signal_group(self.process, signal.SIGKILL)  # also the processes of its models, should any be left
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # also its models, should any be left
             self.process.wait()
+            # What a server that was killed could not remove itself.
             shutil.rmtree(folder_of_server(self.process.pid), ignore_errors=True)
+            for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):
+                region.unlink(missing_ok=True)
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _start(self, triton: Triton) -> None:
         self.ports = choose_ports(self.config)
-        command = [str(triton.binary), *arguments(self.config, self.ports)]
+        command = [str(triton.binary), *arguments(self.config, self.ports, self._shared_memory)]
         if triton.backends is not None:
             command += ["--backend-directory", str(triton.backends)]
         self.process = subprocess.Popen(
@@ -162,7 +164,7 @@ class Server:
         for line in process.stdout:
             if (parsed := parse_log_line(line)) is not None:
                 if parsed[0] == "error":
-                    self._last_error = parsed[1]
+                    self.last_error = parsed[1]
                 self.on_log(*parsed)
 
     def _wait_until_ready(self) -> None:
@@ -171,11 +173,36 @@ class Server:
         while time.monotonic() < deadline:
             if (code := self.process.poll()) is not None:
                 time.sleep(0.2)  # for the rest of its log
-                raise ServerError(f"Triton stopped with exit code {code} before it was ready: {self._last_error}")
+                raise ServerError(f"Triton stopped with exit code {code} before it was ready: {self.last_error}")
             if is_ready(self.http_url):
+                self._models = _children(self.process.pid)
                 return
             time.sleep(0.1)
-        raise ServerError(f"Triton was not ready after {READY_SECONDS:.0f} s: {self._last_error}")
+        raise ServerError(f"Triton was not ready after {READY_SECONDS:.0f} s: {self.last_error}")
+
+
+def run_until_stopped(config: ServerConfig, show_log: Callable[[str, str], None]) -> None:
+    """Serve until Ctrl-C or SIGTERM, and say on stdout when and where.
+
+    Requests that are under way are finished first; a second signal does not wait for them.
+
+    Raises:
+        ServerError: it cannot start, or has stopped by itself, or lost the process of a model.
+    """
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.append(number))
+    with Server(config, show_log) as server:
+        key = " (with the API key)" if config.api_key is not None else ""
+        print(f"ready: gRPC {server.grpc_url}, HTTP http://{server.http_url}{key}, metrics {server.metrics_url}")
+        print(f"try:   diffbody restore photo.jpg --url {server.grpc_url}", flush=True)
+        while not signals:
+            time.sleep(0.2)
+            server.check()
+        print("stopping: what is under way is finished first; Ctrl-C again does not wait", flush=True)
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while len(signals) == 1 and time.monotonic() < deadline and server.requests_under_way():
+            time.sleep(0.2)
 
 
 def is_ready(http_url: str) -> bool:
@@ -187,17 +214,24 @@ def is_ready(http_url: str) -> bool:
         return False
 
 
-def arguments(config: ServerConfig, ports: Mapping[str, int]) -> list[str]:
-    """Triton's command line, without its backends."""
+def arguments(config: ServerConfig, ports: Mapping[str, int], shared_memory: str) -> list[str]:
+    """Triton's command line, without its backends.
+
+    Args:
+        shared_memory: what the names of its regions begin with.
+    """
     found = [
         f"--model-repository={config.repository.resolve()}",
         "--model-control-mode=none",
         "--strict-readiness=true",
         "--disable-auto-complete-config",
         "--allow-metrics=true",
+        # An idle connection that is kept alive must not hold up the end.
+        f"--exit-timeout-secs={STOP_SECONDS / 2:.0f}",
         f"--log-verbose={config.verbose}",
         # A model may take long to load, and shared memory of a picture grows in steps.
         f"--backend-config=python,stub-timeout-seconds={READY_SECONDS:.0f}",
+        f"--backend-config=python,shm-region-prefix-name={shared_memory}",
     ]
     for service, port in ports.items():
         found += [f"--{service}-port={port}", f"--{service}-address={config.host}"]
@@ -303,9 +337,15 @@ def parse_log_line(line: str) -> tuple[str, str] | None:
     return "info", line.strip()
 
 
-def _signal_group(process: subprocess.Popen[Any], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+def _children(pid: int) -> set[int]:
+    """The processes that a process has started, and that are alive (Linux)."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == pid and state != "Z":
+                found.add(int(folder.name))
+    return found
 
 
 def _end_with_parent() -> None:

@@ -7,7 +7,6 @@ import json
 import numpy as np
 
 from diffbody_ref.ops.images import encode_image, resize
-from runtime.restore import notices
 from runtime.triton.contract import Report
 from runtime.triton.models import Model, Settings
 
@@ -23,19 +22,14 @@ class TritonPythonModel(Model):
         opacity = np.clip(resize(alpha, *pixels.shape[:2]), 0.0, 1.0) if alpha.size else None
         encoded = encode_image(pixels, opacity, settings.output_format)
         curve = json.loads(tensors["loss_curve"].reshape(-1)[0])
-        boxes = tensors["boxes"][0]
-        spans = {
-            name.removeprefix(SPANS).lower(): value[0] for name, value in tensors.items() if name.startswith(SPANS)
-        }
+        spans = {name.removeprefix(SPANS).lower(): tensors[name][0] for name in tensors if name.startswith(SPANS)}
         first = min(start for start, _ in spans.values())
         report = Report(
             spans={name: (round(start - first, 4), round(end - first, 4)) for name, (start, end) in spans.items()},
             steps=int(tensors["steps"].reshape(-1)[0]),
-            people=len(boxes),
+            people=tensors["boxes"].shape[1],
             loss_curve=curve,
-            notices=notices(boxes, settings.options),
+            notices=json.loads(tensors["notices"].reshape(-1)[0]),
         )
-        return {
-            name: np.array([[value]], np.object_)
-            for name, value in (("OUTPUT", encoded), ("REPORT", report.to_json().encode()))
-        }
+        answer = {"OUTPUT": encoded, "REPORT": report.to_json().encode()}
+        return {name: np.array([[value]], np.object_) for name, value in answer.items()}

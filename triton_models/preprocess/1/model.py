@@ -19,10 +19,11 @@ class TritonPythonModel(Model):
         try:
             asked = read_request(read_tensors(request), int(self.parameters["max_pixels"]))
             options = self.restorer.options(**asked.options)
-            low, sizes = self.restorer.prepare(asked.picture, options)
-            if low.size > 3 * int(self.parameters["max_pixels"]):
-                most = int(self.parameters["max_pixels"])
-                raise ValueError(f"the picture is {low.shape[3]}x{low.shape[2]} at work; at most {most:,} pixels")
+            sizes, most = self.restorer.sizes(asked.picture, options), int(self.parameters["max_pixels"])
+            if sizes.padded_height * sizes.padded_width > most:
+                size = f"{sizes.padded_width}x{sizes.padded_height}"
+                raise ValueError(f"the picture is {size} at work, by its upscaling or padding; at most {most:,} pixels")
+            low = self.restorer.prepare(asked.picture, sizes)
             wait = min(request.timeout() / 1e6 or float("inf"), float(self.parameters["max_seconds"]))
             settings = Settings(
                 options, sizes, asked.prompt, asked.negative_prompt, asked.seed, asked.output_format, begin + wait

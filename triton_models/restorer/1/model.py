@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from runtime.triton.models import Model, Settings
+from diffbody_ref.ops.options import RestoreOptions
+from runtime.triton.models import PictureModel
 
 
-class TritonPythonModel(Model):
+class TritonPythonModel(PictureModel):
     """y → r."""
 
     stages = ("restorer",)
+    source, result = "picture", "regression"
 
-    def run(self, tensors: dict[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
-        return {"regression": self.restorer.regress(tensors["picture"], settings.options)}
+    def transform(self, batch: np.ndarray, options: RestoreOptions) -> np.ndarray:
+        return self.restorer.regress(batch, options)

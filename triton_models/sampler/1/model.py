@@ -16,9 +16,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from runtime.denoising import Sampling, Target, advance
-from runtime.restore import Parts
+from runtime.restore import Parts, notices
 from runtime.sampling import Step
 from runtime.triton.blackboard import Blackboard, Progress
+from runtime.triton.contract import BUSY, CANCELLED
 from runtime.triton.models import SETTINGS, BusyError, Model, Settings, failure, read_tensors, respond
 
 
@@ -30,6 +31,7 @@ class Flight:
     begin: float
     settings: Settings
     sampling: Sampling
+    notices: list[str]
 
 
 class TritonPythonModel(Model):
@@ -62,7 +64,7 @@ class TritonPythonModel(Model):
         for place, flight in joined:
             try:
                 if requests[place].is_cancelled() or flight.request_id in cancelled:
-                    raise TimeoutError("the request was cancelled")
+                    raise TimeoutError(CANCELLED)
                 flight.settings.check_deadline()
                 going.append((place, flight))
             except TimeoutError as error:
@@ -91,7 +93,7 @@ class TritonPythonModel(Model):
         key = request.correlation_id()
         if key not in self.flights:
             if len(self.flights) >= self.limit:
-                raise BusyError(f"{self.limit} requests are in flight, which is the most; retry later")
+                raise BusyError(f"{self.limit} {BUSY}")
             begin = time.time()
             tensors = read_tensors(request)
             settings = Settings.from_tensor(tensors[SETTINGS])
@@ -104,7 +106,8 @@ class TritonPythonModel(Model):
                 settings.options,
                 settings.seed,
             )
-            self.flights[key] = Flight(request.request_id(), begin, settings, sampling)
+            said = notices(tensors["boxes"][0], sampling.views, settings.options)
+            self.flights[key] = Flight(request.request_id(), begin, settings, sampling, said)
         return self.flights[key]
 
     def _leave(self, request: Any, response: Any) -> Any:
@@ -131,6 +134,7 @@ def _answer(flight: Flight) -> Any:
     outputs = {
         "sampled": trajectory.latents,
         "loss_curve": np.array([[curve]], np.object_),
+        "notices": np.array([[json.dumps(flight.notices).encode()]], np.object_),
         "steps": np.array([[trajectory.step]], np.int64),
     }
     return respond(outputs, flight.begin)

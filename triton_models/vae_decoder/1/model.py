@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from runtime.triton.models import Model, Settings
+from diffbody_ref.ops.options import RestoreOptions
+from runtime.triton.models import PictureModel
 
 
-class TritonPythonModel(Model):
+class TritonPythonModel(PictureModel):
     """z_0 → D(z_0)."""
 
     stages = ("vae_decoder",)
+    source, result = "latents", "picture"
 
-    def run(self, tensors: dict[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
-        return {"picture": self.restorer.decode(tensors["latents"], settings.options)}
+    def transform(self, batch: np.ndarray, options: RestoreOptions) -> np.ndarray:
+        return self.restorer.decode(batch, options)

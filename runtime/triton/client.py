@@ -1,0 +1,469 @@
+"""The client: pictures restored by a server, over gRPC or HTTP, from asyncio (`AsyncClient`) or without (`Client`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from diffbody_ref.ops.images import Picture, decode_image
+from runtime.triton.contract import (
+    ANSWER,
+    CANCEL_MODEL,
+    CANCELLED,
+    MODEL,
+    NUMPY,
+    REQUEST,
+    STREAM_MODEL,
+    TIME_OVER,
+    Field,
+    Report,
+)
+from runtime.triton.server import API_KEY_HEADER
+
+T = TypeVar("T")
+
+Image = bytes | Path | np.ndarray
+"""An encoded picture, a file of one, or RGB as uint8 (H, W, 3)."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between tries; each pause is twice the last
+DEAD_SECONDS = 10.0  # that a server which did not answer is left alone, while there are others
+GRACE = 5.0  # seconds beyond a deadline, in which the server may say so itself
+# How gRPC words a connection that cannot be made or broke; the server's own "unavailable" says what it is busy with.
+BROKEN = ("connect", "socket closed", "connection reset", "recvmsg", "goaway", "end of tcp", "stream removed")
+# What the stream model puts before its messages.
+STREAM_CODES = {
+    "INVALID_ARG": "StatusCode.INVALID_ARGUMENT",
+    "UNAVAILABLE": "StatusCode.UNAVAILABLE",
+    "CANCELLED": "StatusCode.CANCELLED",
+    "INTERNAL": "StatusCode.INTERNAL",
+}
+
+
+class ClientError(RuntimeError):
+    """A restoration failed; the message is one line that names the server."""
+
+
+class InvalidRequestError(ClientError, ValueError):
+    """The server does not take the request as it is: a picture, an option or its range."""
+
+
+class UnavailableError(ClientError, ConnectionError):
+    """No server answered, or all were busy, as often as it was tried."""
+
+
+class DeadlineError(ClientError, TimeoutError):
+    """The answer did not come in time."""
+
+
+class AccessError(ClientError, PermissionError):
+    """The server wants an API key, or another one."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a restoration is: steps done and in all; a preview (JPEG) where one was asked for."""
+
+    step: int
+    steps: int
+    preview: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A restored picture as the server encoded it, and what it says of its work."""
+
+    image: bytes
+    report: Report
+
+    @property
+    def picture(self) -> Picture:
+        """The picture decoded."""
+        return decode_image(self.image, "the server's answer")
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """Which servers, and how patiently.
+
+    Attributes:
+        urls: "host:port" and "grpc://host:port" are gRPC (port 8001), "http://host:port" is HTTP (port 8000). Of
+            several, each restoration takes the next one, and leaves out those that do not answer.
+        timeout: seconds for one restoration with all its tries.
+        tries: of one restoration, while servers are busy or cannot be reached.
+        concurrency: restorations at a time of `restore_many`.
+        api_key: what the server was started with.
+        shared_memory: hand pictures over in this machine's shared memory.
+    """
+
+    urls: tuple[str, ...] = ("localhost:8001",)
+    timeout: float = 600.0
+    tries: int = 6
+    concurrency: int = 4
+    api_key: str | None = None
+    shared_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.urls:
+            raise ValueError("give the URL of a server, such as localhost:8001 or http://localhost:8000")
+        for name in ("timeout", "tries", "concurrency"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+@dataclass
+class _Server:
+    """One server: its URL as it was given, how to speak to it, and until when it counts as dead."""
+
+    url: str
+    protocol: str
+    address: str
+    client: Any = None
+    dead_until: float = 0.0
+
+
+class AsyncClient:
+    """Restores pictures through servers, for asyncio. An asynchronous context manager.
+
+    Raises:
+        ValueError: a URL that is none.
+    """
+
+    def __init__(self, config: ClientConfig | None = None) -> None:
+        self.config = config or ClientConfig()
+        self.servers = [_parse(url) for url in self.config.urls]
+        self._next = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for server in self.servers:
+            if server.client is not None:
+                await server.client.close()
+
+    async def restore(
+        self,
+        image: Image,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        preview_every: int = 0,
+        **asked: Any,
+    ) -> Answer:
+        """Restore a picture.
+
+        Args:
+            on_progress: called after each step (gRPC only).
+            preview_every: steps between previews for `on_progress`; 0 is none.
+            asked: prompt, negative_prompt, seed, output_format, and the options of
+                `diffbody_ref.ops.options.RestoreOptions`; what is left out, or None, is the server's default.
+
+        Raises:
+            InvalidRequestError, UnavailableError, DeadlineError, AccessError, ClientError: see there.
+        """
+        tensors = request_tensors(image, asked)
+        if preview_every:
+            tensors["PREVIEW_EVERY"] = np.array([preview_every], np.int64)
+        request_id, deadline = uuid.uuid4().hex, time.monotonic() + self.config.timeout
+        pause, last = FIRST_PAUSE, ClientError("")
+        for attempt in range(self.config.tries):
+            server = self._choose(on_progress is not None)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            try:
+                async with asyncio.timeout(left + GRACE):
+                    return await self._ask(server, tensors, request_id, left, on_progress)
+            except asyncio.CancelledError:
+                await self._take_back(server, request_id)
+                raise
+            except TimeoutError as error:
+                await self._take_back(server, request_id)
+                if isinstance(error, DeadlineError):
+                    raise
+                break
+            except UnavailableError as error:
+                last = error
+                alone = all(other.dead_until > time.monotonic() for other in self.servers)
+                if attempt + 1 < self.config.tries and (alone or server.dead_until <= time.monotonic()):
+                    await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+                    pause = min(2 * pause, LONGEST_PAUSE)
+        else:
+            raise last
+        raise DeadlineError(f"{server.url}: no answer within {self.config.timeout:g} s")
+
+    async def restore_many(
+        self, images: Iterable[Image], **asked: Any
+    ) -> AsyncIterator[tuple[int, Answer | ClientError]]:
+        """Restore pictures, some at a time: their numbers, from 0, with answers or errors, as they come."""
+        limit = asyncio.Semaphore(self.config.concurrency)
+
+        async def one(number: int, image: Image) -> tuple[int, Answer | ClientError]:
+            async with limit:
+                try:
+                    return number, await self.restore(image, **asked)
+                except ClientError as error:
+                    return number, error
+
+        tasks = [asyncio.ensure_future(one(number, image)) for number, image in enumerate(images)]
+        try:
+            for done in asyncio.as_completed(tasks):
+                yield await done
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def is_ready(self) -> bool:
+        """Whether one of the servers can answer."""
+        for server in self.servers:
+            with contextlib.suppress(Exception):
+                if await self._client(server).is_server_ready():
+                    return True
+        return False
+
+    def _choose(self, stream: bool) -> _Server:
+        """The next server that is not dead, or the one that is dead for longest."""
+        usable = [server for server in self.servers if server.protocol == "grpc" or not stream]
+        if not usable:
+            raise InvalidRequestError(f"{self.servers[0].url}: progress is told over gRPC only")
+        turn = self._next
+        self._next += 1
+        in_turn = [usable[(turn + place) % len(usable)] for place in range(len(usable))]
+        now = time.monotonic()
+        alive = [server for server in in_turn if server.dead_until <= now]
+        return alive[0] if alive else min(in_turn, key=lambda server: server.dead_until)
+
+    def _client(self, server: _Server) -> Any:
+        if server.client is None:
+            if server.protocol == "grpc":
+                from tritonclient.grpc.aio import InferenceServerClient
+            else:
+                from tritonclient.http.aio import InferenceServerClient
+            server.client = InferenceServerClient(server.address)
+        return server.client
+
+    def _headers(self, server: _Server) -> dict[str, str]:
+        if self.config.api_key is None:
+            return {}
+        prefix = "triton-grpc-protocol-" if server.protocol == "grpc" else ""
+        return {prefix + API_KEY_HEADER: self.config.api_key}
+
+    async def _ask(
+        self,
+        server: _Server,
+        tensors: dict[str, np.ndarray],
+        request_id: str,
+        seconds: float,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> Answer:
+        """One try on one server."""
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                inputs = [await self._input(stack, server, name, array) for name, array in tensors.items()]
+                call = {"inputs": inputs, "request_id": request_id, "timeout": int(seconds * 1e6)}
+                if on_progress is not None:
+                    return await self._stream(server, call, on_progress)
+                names = [f.name for f in ANSWER]
+                headers = self._headers(server)
+                result = await self._client(server).infer(MODEL, headers=headers, **call)
+                return _answer(*(result.as_numpy(name) for name in names))
+        except (ClientError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            raise _as_client_error(server, error) from error
+
+    async def _stream(self, server: _Server, call: dict[str, Any], on_progress: Callable[[Progress], None]) -> Answer:
+        async def requests() -> AsyncIterator[dict[str, Any]]:
+            yield {"model_name": STREAM_MODEL, **call}
+
+        answer = None
+        async for result, error in self._client(server).stream_infer(requests(), headers=self._headers(server)):
+            if error is not None:
+                raise error
+            if (image := result.as_numpy("OUTPUT")) is not None:
+                answer = _answer(image, result.as_numpy("REPORT"))
+                continue
+            step, steps = (int(result.as_numpy(name).item()) for name in ("STEP", "STEPS"))
+            preview = result.as_numpy("PREVIEW")
+            on_progress(Progress(step, steps, None if preview is None else preview.reshape(-1)[0]))
+        if answer is None:
+            raise UnavailableError(f"{server.url}: the stream ended without an answer")
+        return answer
+
+    async def _input(self, stack: contextlib.AsyncExitStack, server: _Server, name: str, array: np.ndarray) -> Any:
+        if server.protocol == "grpc":
+            from tritonclient.grpc import InferInput
+        else:
+            from tritonclient.http import InferInput
+        from tritonclient.utils import np_to_triton_dtype
+
+        tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        if self.config.shared_memory and name in ("IMAGE", "PIXELS"):
+            region, size = await stack.enter_async_context(self._shared(server, array))
+            tensor.set_shared_memory(region, size)
+        else:
+            tensor.set_data_from_numpy(array)
+        return tensor
+
+    @contextlib.asynccontextmanager
+    async def _shared(self, server: _Server, array: np.ndarray) -> AsyncIterator[tuple[str, int]]:
+        """The array in shared memory that the server knows; the region's name and its bytes."""
+        from tritonclient.utils import serialize_byte_tensor, shared_memory
+
+        data = serialize_byte_tensor(array).item() if array.dtype == np.object_ else array.tobytes()
+        name = f"diffbody-{uuid.uuid4().hex}"
+        client, headers = self._client(server), self._headers(server)
+        region = shared_memory.create_shared_memory_region(name, f"/{name}", len(data), create_only=True)
+        try:
+            shared_memory.set_shared_memory_region(region, [np.frombuffer(data, np.uint8)])
+            await client.register_system_shared_memory(name, f"/{name}", len(data), headers=headers)
+            try:
+                yield name, len(data)
+            finally:
+                with contextlib.suppress(Exception):
+                    await client.unregister_system_shared_memory(name, headers=headers)
+        finally:
+            shared_memory.destroy_shared_memory_region(region)
+
+    async def _take_back(self, server: _Server, request_id: str) -> None:
+        """Tell the server that nobody waits any more, so that it stops working on the request."""
+        array = np.array([request_id.encode()], np.object_)
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(GRACE), contextlib.AsyncExitStack() as stack:
+                inputs = [await self._input(stack, server, "REQUEST_ID", array)]
+                await self._client(server).infer(CANCEL_MODEL, inputs, headers=self._headers(server))
+
+
+class Client:
+    """`AsyncClient` for programs without asyncio; may be used from several threads. A context manager."""
+
+    def __init__(self, config: ClientConfig | None = None) -> None:
+        self._client = AsyncClient(config)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._run(self._client.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def restore(self, image: Image, **asked: Any) -> Answer:
+        """See `AsyncClient.restore`. `on_progress` is called in another thread."""
+        return self._run(self._client.restore(image, **asked))
+
+    def restore_many(self, images: Iterable[Image], **asked: Any) -> list[Answer | ClientError]:
+        """Restore pictures, some at a time: answers or errors in the pictures' order."""
+
+        async def collect() -> dict[int, Answer | ClientError]:
+            return {number: result async for number, result in self._client.restore_many(images, **asked)}
+
+        results = self._run(collect())
+        return [results[number] for number in sorted(results)]
+
+    def is_ready(self) -> bool:
+        """Whether one of the servers can answer."""
+        return self._run(self._client.is_ready())
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:  # such as Ctrl-C while waiting
+            future.cancel()
+            raise
+
+
+def request_tensors(image: Image, asked: dict[str, Any]) -> dict[str, np.ndarray]:
+    """A call as the tensors of `contract.REQUEST`.
+
+    Raises:
+        InvalidRequestError: an unknown name, or a value that its tensor cannot hold.
+    """
+    fields = {f.key: f for f in REQUEST if f.name not in ("IMAGE", "PIXELS")}
+    if unknown := asked.keys() - fields.keys():
+        raise InvalidRequestError(f"unknown option {min(unknown)!r}; known are {', '.join(fields)}")
+    tensors: dict[str, np.ndarray] = {}
+    if isinstance(image, np.ndarray):
+        tensors["PIXELS"] = np.ascontiguousarray(image)
+    else:
+        data = image.read_bytes() if isinstance(image, Path) else image
+        tensors["IMAGE"] = np.array([data], np.object_)
+    for name, value in asked.items():
+        if value is not None:
+            tensors[fields[name].name] = _tensor(fields[name], value)
+    return tensors
+
+
+def _tensor(f: Field, value: Any) -> np.ndarray:
+    """
+    Raises:
+        InvalidRequestError: the tensor cannot hold the value, or only another one.
+    """
+    try:
+        array = np.array([value.encode() if isinstance(value, str) else value], NUMPY[f.dtype])
+        if isinstance(value, str) or array[0] == value or np.isnan(value):
+            return array
+    except (OverflowError, TypeError, ValueError):
+        pass
+    raise InvalidRequestError(f"{f.key} cannot be {value!r}; it is of type {f.dtype}")
+
+
+def _parse(url: str) -> _Server:
+    protocol, _, address = url.rpartition("://")
+    host, _, port = address.rpartition(":")
+    if protocol not in ("", "grpc", "http") or not host or not port.isdigit():
+        raise ValueError(f"{url!r} is no URL of a server; such are localhost:8001 (gRPC) and http://localhost:8000")
+    return _Server(url, protocol or "grpc", address)
+
+
+def _answer(image: np.ndarray, report: np.ndarray) -> Answer:
+    return Answer(bytes(image.reshape(-1)[0]), Report.from_json(report.reshape(-1)[0]))
+
+
+def _as_client_error(server: _Server, error: Exception) -> ClientError:
+    """What the protocols' libraries raise, as one of ours; a server that cannot be reached is dead for a while."""
+    # gRPC's own errors have a code and details, tritonclient's a status and a message.
+    status, message = (
+        str(next((getattr(error, name)() for name in names if hasattr(error, name)), otherwise))
+        for names, otherwise in ((("code", "status"), ""), (("details", "message"), error))
+    )
+    text = re.sub(rf"in ensemble '{MODEL}', |\[request id: \w+\] ", "", " ".join(message.split()))
+    text = text or type(error).__name__
+    if found := re.match(rf"({'|'.join(STREAM_CODES)}): ", text):  # gRPC streams have no other place for it
+        status, text = STREAM_CODES[found[1]], text[found.end() :]
+    line = f"{server.url}: {text}"
+    if TIME_OVER in text or CANCELLED in text:  # over HTTP, also a 400
+        return DeadlineError(line)
+    if status in ("400", "StatusCode.INVALID_ARGUMENT", "StatusCode.OUT_OF_RANGE", "413"):
+        return InvalidRequestError(line)
+    if status in ("401", "403", "StatusCode.UNAUTHENTICATED", "StatusCode.PERMISSION_DENIED") or "restricted" in text:
+        return AccessError(f"{server.url}: the server wants another API key")
+    if status in ("499", "504", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED"):
+        return DeadlineError(line)
+    unreachable = isinstance(error, OSError) or (not status and type(error).__module__.startswith("aiohttp"))
+    if unreachable or (status == "StatusCode.UNAVAILABLE" and any(word in text.lower() for word in BROKEN)):
+        server.dead_until = time.monotonic() + DEAD_SECONDS
+        return UnavailableError(f"{server.url}: cannot be reached, or went away ({text}); is `diffbody serve` running?")
+    if status in ("503", "429", "StatusCode.UNAVAILABLE", "StatusCode.RESOURCE_EXHAUSTED"):
+        return UnavailableError(line)
+    return ClientError(line)
