@@ -517,8 +517,13 @@ def log_warning(severity: str, line: str) -> None:
         log_line(severity, line)
 
 
-@app.command()
+bench_commands = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode="markdown")
+app.add_typer(bench_commands, name="bench")
+
+
+@bench_commands.callback(invoke_without_command=True)
 def bench(
+    context: typer.Context,
     bundle: Annotated[
         Path | None,
         typer.Option(
@@ -534,12 +539,14 @@ def bench(
         Path, typer.Option("--out", "-o", help="Folder for engines-cpu.json, engines-cpu.png, stages-cpu.png.")
     ] = Path("benchmarks/results"),
 ) -> None:
-    """Time a restoration on every engine, side by side, and show where the time goes.
+    """Time a restoration on every engine, side by side, and show where the time goes; `serve` times the server.
 
     Example:
 
     - `diffbody bench --steps 20 --rounds 3 -o out/bench`
     """
+    if context.invoked_subcommand is not None:
+        return
     folder = model_folder(model)
     from benchmarks.engines import report as report_engines
     from benchmarks.engines import run
@@ -551,6 +558,29 @@ def bench(
         export(bundle, model, ["float32"])
     with progress_bar("restorations") as show:
         report_engines(run(folder, bundle, sample, steps, rounds, out, show))
+
+
+@bench_commands.command("serve")
+def bench_serve(
+    bundle: ServedBundle = None,
+    sample: Annotated[Path, typer.Option(help="Picture to restore.")] = Path("samples/degraded/synthetic_1.jpg"),
+    rounds: Annotated[int, typer.Option(help="Rounds of in-process against server, after the warm-up.", min=1)] = 5,
+    pictures: Annotated[int, typer.Option(help="Of each load.", min=8)] = 24,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for serving-cpu.json and serving-cpu.png.")] = Path(
+        "benchmarks/results"
+    ),
+) -> None:
+    """Time the server against in-process, and at 1 to 8 clients with and without batching in flight.
+
+    Example:
+
+    - `diffbody bench serve --pictures 16 -o out/bench`
+    """
+    from benchmarks.serving import run
+
+    with progress_bar("restorations") as show:
+        for path in run(bundle or NANO_FOLDER, sample, rounds, pictures, out, show):
+            print(path)
 
 
 @app.command(no_args_is_help=True)

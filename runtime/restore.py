@@ -271,7 +271,7 @@ def notices(found: np.ndarray, guided: Sequence[View], settings: RestoreOptions)
         return [NO_PERSON]
     left_out = len(found) - sum(len(view.target.windows) for view in guided)
     if settings.body_guidance_scale > 0 and left_out:
-        return [f"{left_out} of {len(found)} people are larger than a tile of {settings.tile_size} pixels: not guided"]
+        return [f"{left_out} of {len(found)} people are not guided: larger than a tile, {settings.tile_size} pixels"]
     return []
 
 

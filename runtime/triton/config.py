@@ -19,6 +19,8 @@ class RepositoryConfig:
         threads: of an operator on the CPU; 0 is all cores.
         max_in_flight: requests that are sampled at a time; to more, the server answers "unavailable".
         max_queue: requests that wait for one model; to more, as well.
+        join_at_steps: newcomers join the running batch at its next step. False: they wait until it is done, which is
+            slower; to compare.
         max_pixels: of a picture at work. max_seconds: after which a request is given up.
     """
 
@@ -31,6 +33,7 @@ class RepositoryConfig:
     max_queue: int = 64
     max_pixels: int = 4_000_000
     max_seconds: float = 600.0
+    join_at_steps: bool = True
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:

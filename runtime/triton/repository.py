@@ -56,6 +56,7 @@ def _values(config: RepositoryConfig, bundle: Bundle) -> dict[str, str]:
         "threads": str(config.threads),
         "precision": config.precision,
         "max_in_flight": str(config.max_in_flight),
+        "join_at_steps": str(config.join_at_steps),
         "max_pixels": str(config.max_pixels),
         "max_seconds": str(config.max_seconds),
     }

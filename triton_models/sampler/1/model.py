@@ -41,6 +41,7 @@ class TritonPythonModel(Model):
 
     def initialize(self, args: Mapping[str, str]) -> None:
         super().initialize(args)
+        self.join_at_steps = self.parameters["join_at_steps"] == "True"
         self.limit = int(self.parameters["max_in_flight"])
         self.flights: dict[Any, Flight] = {}
         self.board = Blackboard.of_this_server()
@@ -69,7 +70,11 @@ class TritonPythonModel(Model):
                 going.append((place, flight))
             except TimeoutError as error:
                 responses[place] = self._leave(requests[place], failure(error))
-        for place, flight, step in self._advance(going):
+        advanced = self._advance(going)
+        while not self.join_at_steps and (rest := _unfinished(advanced)):
+            places = {place for place, _ in rest}
+            advanced = [each for each in advanced if each[0] not in places] + self._advance(rest)
+        for place, flight, step in advanced:
             request = requests[place]
             if isinstance(step, Exception):
                 responses[place] = self._leave(request, failure(step))
@@ -126,6 +131,11 @@ class TritonPythonModel(Model):
             if len(going) == 1:
                 return [(*going[0], error)]
             return [result for each in going for result in self._advance([each])]
+
+
+def _unfinished(advanced: Sequence[tuple[int, Flight, Step | Exception]]) -> list[tuple[int, Flight]]:
+    going = [(place, flight) for place, flight, step in advanced if not isinstance(step, Exception)]
+    return [(place, flight) for place, flight in going if not flight.sampling.trajectory.done]
 
 
 def _answer(flight: Flight) -> Any:
