@@ -58,11 +58,16 @@ def _decompositions() -> dict[Any, Any]:
 def _group_norm(
     x: Tensor, weight: Tensor, bias: Tensor, batch: int, channels: int, cells: int, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One scale and one shift a channel; x keeps its shape, so that an engine keeps its memory layout."""
-    mean = _over_groups(_over_cells(x), groups)
-    centred = x - mean
+    """One scale and one shift a channel; x keeps its shape, so that an engine keeps its memory layout.
+
+    In float32 at least: squares are beyond what half precision holds.
+    """
+    wide = _wide(x)
+    mean = _over_groups(_over_cells(wide), groups)
+    centred = wide - mean
     rstd = torch.rsqrt(_over_groups(_over_cells(centred * centred), groups) + eps)
-    return centred * (rstd * _channels(weight, x)) + _channels(bias, x), mean, rstd
+    normal = centred * (rstd * _wide(_channels(weight, x))) + _wide(_channels(bias, x))
+    return normal.to(x.dtype), mean, rstd
 
 
 def _group_norm_backward(
@@ -80,10 +85,16 @@ def _group_norm_backward(
     """By the input only: σ⁻¹(w·g − mean(w·g) − x̂·mean(w·g·x̂)), x̂ = (x − μ)/σ, means over a group."""
     if not output_mask[0]:
         return None, None, None
-    centred, w = x - mean, _channels(weight, x)
+    dtype = x.dtype
+    grad, x, w = (_wide(tensor) for tensor in (grad, x, _channels(weight, x)))
+    centred = x - mean
     by_mean = _over_groups(_over_cells(grad) * w, groups)
     by_deviation = _over_groups(_over_cells(grad * centred) * w, groups) * rstd * rstd
-    return (grad * w - by_mean - centred * by_deviation) * rstd, None, None
+    return ((grad * w - by_mean - centred * by_deviation) * rstd).to(dtype), None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _over_cells(x: Tensor) -> Tensor:
