@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast
 from diffusers.training_utils import EMAModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -48,9 +48,14 @@ def train(config: TrainConfig, stop_after: int | None = None, deadline: float = 
     """
     clock = _Clock(config.minutes, deadline)
     accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),  # without it, processes of a CPU do not find each other
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.accumulation,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+            # Constants, and batch norm statistics that SyncBatchNorm has made the same.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+        ],
     )
     per_process = micro_batch(config, accelerator.num_processes)
     main = accelerator.is_main_process

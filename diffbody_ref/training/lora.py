@@ -15,6 +15,7 @@ from diffbody_ref.ops.folders import replace_folder
 
 FOLDER = "unet_lora"
 FILE = "pytorch_lora_weights.safetensors"
+AS_SAVED = {"prefix": "unet", "adapter_name": "default", "weight_name": FILE, "use_safetensors": True}
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
@@ -28,7 +29,7 @@ def add_lora(unet: UNet2DConditionModel, folder: Path, rank: int) -> None:
 
     unet.requires_grad_(False)
     if (folder / FOLDER / FILE).is_file():
-        unet.load_lora_adapter(folder / FOLDER, prefix="unet", adapter_name="default")
+        unet.load_lora_adapter(folder / FOLDER, **AS_SAVED)
         found = unet.peft_config["default"].r
         if found != rank:
             raise ValueError(
@@ -60,6 +61,6 @@ def save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
 def merge_lora(unet: UNet2DConditionModel, folder: Path) -> None:
     """Add the updates in `folder/unet_lora`, if there are any, to the U-Net's weights."""
     if (folder / FOLDER / FILE).is_file():
-        unet.load_lora_adapter(folder / FOLDER, prefix="unet")
+        unet.load_lora_adapter(folder / FOLDER, **AS_SAVED)
         unet.fuse_lora()
         unet.unload_lora()

@@ -50,7 +50,7 @@ class DiffusionStage(Stage):
         self.tokenizer = load_or_build_component(pipeline, "tokenizer", config.preset)
         self.register_buffer("alphas_cumprod", torch.from_numpy(alphas_cumprod()).float(), persistent=False)
         self.texts: EncodedRows | None = None
-        if "unet" in self.frozen:
+        if "unet" in self.frozen and self._mixed:
             self.unet.to(PRECISIONS[config.mixed_precision])
         if config.tuning == "lora":
             add_lora(self.unet, pipeline, config.lora_rank)
