@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -257,7 +258,9 @@ def train(
         raise ValueError(f"{config} configures the stage {loaded.stage!r}, not {stage!r}")
     from diffbody_ref.training.loop import train as train_stage
 
-    print(f"trained {stage}: {train_stage(loaded, stop_after)}")
+    folder = train_stage(loaded, stop_after)
+    if os.environ.get("RANK", "0") == "0":  # one of a launcher's processes speaks
+        print(f"trained {stage}: {folder}")
 
 
 @app.command(no_args_is_help=True)

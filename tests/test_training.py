@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from diffbody_ref.data.degradations import NANO, DegradationConfig, degrade
+from diffbody_ref.training.batches import OrderedBatches
 from diffbody_ref.training.config import TrainConfig, load_config
-from diffbody_ref.training.loop import OrderedBatches, learning_rate_at, train
+from diffbody_ref.training.loop import learning_rate_at, train
 from diffbody_ref.training.muon import Muon, muon_groups, orthogonalised
 from diffbody_ref.training.stages.restoration import RestorationStage
 from tests.people import write_people
@@ -168,8 +169,10 @@ def test_the_papers_recipe_is_the_papers() -> None:
         ("steps = 0", "steps is 0"),
         ("steps = 'many'", "steps is 'many'"),
         ("learning_rate = nan", "learning_rate is nan"),
-        ("mixed_precision = 'fp8'", "'no' or 'bf16'"),
-        ("optimizer = 'sgd'", "'adamw' or 'muon'"),
+        ("mixed_precision = 'fp8'", "one of no, bf16, fp16"),
+        ("tuning = 'lora'", "only the diffusion stage"),
+        ("minutes = -1", "minutes is -1"),
+        ("optimizer = 'sgd'", "one of adamw, muon"),
         ("steps = ", "config.toml"),
     ],
 )
