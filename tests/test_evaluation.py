@@ -25,7 +25,7 @@ from diffbody_ref.evaluation import (
     evaluate,
     evaluate_with,
 )
-from diffbody_ref.measures import detail_error, psnr, sharpness, ssim
+from diffbody_ref.evaluation.measures import detail_error, psnr, sharpness, ssim
 from diffbody_ref.ops.contact import labelled_grid
 from diffbody_ref.ops.images import read_image
 from diffbody_ref.ops.options import RestoreOptions
