@@ -106,7 +106,7 @@ class Row:
 
     index: int
     image: str
-    identity: int
+    identity: int | None
     seed: int
     low_size: list[int]
     measures: dict[str, dict[str, float]]
@@ -305,7 +305,7 @@ def _measure(
         pictures = {"input": resize(low, height, width, "nearest"), "bicubic": large}
         pictures |= {name: _fit(result.pictures[name], truth) for name in RESTORED}
         measures = {m: {k: measure(pictures[m], truth) for k, measure in MEASURES.items()} for m in METHODS}
-        seed, image = config.seed + index, str(people.records[index][1]["image"])
+        seed, image = config.seed + index, people.entry(index).name
         row = Row(index, image, person.identity, seed, list(low.shape[:2]), measures, result.notices)
         yield row, [*(pictures[m] for m in METHODS), truth]
 
@@ -336,8 +336,9 @@ def weights_checksum(pipeline: DiffBodyPipeline) -> str:
 
 def _data_settings(people: PeopleFolder, config: EvaluateConfig) -> dict[str, Any]:
     """What the results depend on beside the way to restore. Not `count` and `grid_rows`: those may grow on resume."""
-    records = json.dumps([record for _, record in people.records], sort_keys=True)
-    folders = list(dict.fromkeys(folder.name for folder, _ in people.records))
+    entries = [people.entry(i) for i in range(len(people))]
+    records = json.dumps([(entry.name, entry.caption, entry.identity) for entry in entries])
+    folders = [Path(folder).name for folder in people.folders]
     return {
         "seed": config.seed,
         "use_captions": config.use_captions,
@@ -387,7 +388,7 @@ def _report(settings: dict[str, Any], rows: list[Row]) -> Report:
     versions = {"diffbody": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
     counts = {
         "pictures": len(rows),
-        "identities": len({row.identity for row in rows}),
+        "identities": len({row.identity for row in rows} - {None}),
         "with_notices": sum(bool(row.notices) for row in rows),
     }
     return Report(settings, versions, counts, rows)
