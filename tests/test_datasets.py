@@ -280,7 +280,7 @@ def test_fitted_moves_labels_with_the_pixels() -> None:
     assert person.keypoints[0, :2] == pytest.approx([49.5, 59.5])  # about the box's middle, which is in the middle
     assert person.parts[60, 50] == 3
     assert person.keypoints[:2, 2].tolist() == [2, 0]  # the other one was cut off
-    assert person.box.tolist() == [9.5, 20.5, 88.5, 178.5]
+    assert person.box.tolist() == [10.5, 20.5, 88.5, 178.5]
 
 
 @pytest.mark.parametrize("shape", [(17, 400), (400, 17), (256, 128), (31, 33), (1000, 501)])
