@@ -614,7 +614,7 @@ def evaluate(
     degradation: Annotated[str, typer.Option(help="`nano` (for 256x128) or `paper` (for 1024x512).")] = "nano",
     longest_side: Annotated[
         int | None,
-        typer.Option(help="Pixels: larger photographs are shrunk to it first.", show_default=False, min=32),
+        typer.Option(help="Pixels: larger pictures are shrunk to it first.", show_default=False, min=32),
     ] = None,
     steps: Steps = 50,
     guidance_scale: Guidance = None,

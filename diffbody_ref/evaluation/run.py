@@ -124,8 +124,8 @@ def evaluate(
     names = config.method_names
     if options.body_guidance_scale == 0 and {FULL, "without-sampler"} <= set(names):
         raise ValueError("body_guidance_scale is 0, so diffbody would be without-sampler; it must be above 0")
-    if suite.structure and subjects.photos:
-        raise ValueError(f"{subjects.photos[0].parent}: plain photographs; the structure suite needs labels")
+    if suite.structure:
+        subjects.require_labels()
     restores, absent = _build(names, Context(pipeline, options), subjects, config)
     probe: Probe = StructureProbe(pipeline) if suite.structure else (quality := Quality())
     if not suite.structure:
@@ -268,7 +268,7 @@ def _measure(
         Degraded(
             low=degraded(subject.pixels, i, config),
             original=subject.pixels,
-            prompt=subject.caption if config.use_captions else "",
+            prompt=subject.person.caption if config.use_captions else "",
             seed=config.seed + i,
         )
         for i, subject in zip(indices, chosen, strict=True)
@@ -279,9 +279,8 @@ def _measure(
     rows = []
     for i, subject, task, result in zip(indices, chosen, tasks, results, strict=True):
         picture = fit(result.picture, subject.pixels)
-        who = None if subject.person is None else subject.person.identity
-        size, values = list(task.low.shape[:2]), probe(picture, subject)
-        row = Row(i, name, subject.name, who, task.seed, size, round(seconds, 3), values, result.notices)
+        person, size, values = subject.person, list(task.low.shape[:2]), probe(picture, subject)
+        row = Row(i, name, person.name, person.identity, task.seed, size, round(seconds, 3), values, result.notices)
         rows.append((row, picture, subject.pixels))
     return rows
 
@@ -294,7 +293,7 @@ def _data_settings(subjects: Subjects, config: EvaluateConfig) -> dict[str, Any]
         "use_captions": config.use_captions,
         "degradation": {"name": config.degradation, **dataclasses.asdict(DEGRADATIONS[config.degradation])},
         "data": {
-            "folders": [folder.name for folder in subjects.folders],
+            "folders": [Path(folder).name for folder in subjects.people.folders],
             "pictures": len(subjects),
             "longest_side": subjects.longest_side,
             "checksum": subjects.checksum(),

@@ -3,9 +3,9 @@
 A picture's values are counts, which `summarize` adds up over pictures, so that every keypoint and every pixel weighs
 the same:
 
-- PCK@α (Yang & Ramanan 2013): share of labelled keypoints inside the picture, hidden ones too, whose prediction is within
-  α times the longer side of the person's true box. The pose is that of the detected person whose box overlaps the true one most;
-  where nobody is detected, or no box overlaps, all keypoints of the picture count as missed.
+- PCK@α (Yang & Ramanan 2013): share of labelled keypoints inside the picture, hidden ones too, whose prediction is
+  within α times the longer side of the person's true box. The pose is that of the detected person whose box overlaps
+  the true one most; where nobody is detected, or no box overlaps, all keypoints of the picture count as missed.
 - part IoU: intersection over union of predicted and true labels. A pixel's label is the likeliest of background and
   parts; outside the windows of detected people it is background.
 - ReID: for each picture, all other pictures are ranked, as they were before degradation, by the distance of the part
@@ -148,20 +148,22 @@ class StructureProbe:
     def __call__(self, pixels: np.ndarray, subject: Subject) -> dict[str, Any]:
         """Values of a picture, float32 (H, W, 3) in [0, 1].
 
-        Raises:
-            ValueError: the subject has no labels.
+        The subject has all labels.
         """
-        if subject.person is None:
-            raise ValueError(f"{subject.name}: a plain photograph; the structure suite needs labels (`diffbody synth`)")
         picture = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None].to(**self.place)
-        person, found = subject.person, structure_maps(self.detector, self.pose, self.parts, picture)
+        height, width = pixels.shape[:2]
+        person = subject.person
+        assert person.keypoints is not None
+        assert person.parts is not None
+        assert person.box is not None
+        found = structure_maps(self.detector, self.pose, self.parts, picture)
         overlaps = box_overlap(found.boxes, person.box)
         best = int(overlaps.argmax()) if len(overlaps) and overlaps.max() > 0 else None
         keypoints = None if best is None else found.keypoints[best]
         values: dict[str, Any] = {
             "detected": int(best is not None and overlaps[best] >= DETECTED_IOU),
             "pck": {
-                str(f): keypoint_hits(keypoints, person.keypoints, person.box, pixels.shape[:2], f) for f in FRACTIONS
+                str(f): keypoint_hits(keypoints, person.keypoints, person.box, (height, width), f) for f in FRACTIONS
             },
         }
         if self.same_parts:
@@ -174,6 +176,7 @@ class StructureProbe:
 
 @torch.no_grad()
 def _identity(parts: PartNet, picture: torch.Tensor, person: Person) -> dict[str, Any]:
+    assert person.box is not None
     x0, y0, x1, y1 = person_crop(person.box, *picture.shape[-2:])
     output = parts(picture[..., y0:y1, x0:x1])
     embeddings = torch.cat([output.foreground[:, None], output.embeddings], dim=1)[0].float().cpu().numpy()

@@ -74,9 +74,7 @@ class DiffusionStage(Stage):
         row = self.encoded.read(index)
         mean = row["mean"]
         caption = (
-            ""
-            if rng.random() < self.config.caption_dropout
-            else self.people.records[index // self.config.variants][1]["caption"]
+            "" if rng.random() < self.config.caption_dropout else self.people.caption(index // self.config.variants)
         )
         tokens = self.tokenizer(
             caption, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length
