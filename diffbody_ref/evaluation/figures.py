@@ -104,7 +104,7 @@ def draw_bars(path: Path, columns: Sequence[str], bars: Mapping[str, Sequence[fl
     axes.set_xticks(range(len(columns)), columns)
     axes.set_ylim(0, 1.08)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+    figure.legend(loc="outside right center", fontsize=8)
     _save(figure, path)
 
 

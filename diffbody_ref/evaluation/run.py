@@ -6,7 +6,7 @@ import dataclasses
 import platform
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -151,7 +151,7 @@ class Quality:
 
 
 def evaluate_with(
-    restores: dict[str, Restore],
+    restores: Mapping[str, Restore],
     probe: Probe,
     settings: dict[str, Any],
     subjects: Subjects,
