@@ -19,7 +19,8 @@ from diffbody_ref.models.vae import build_vae
 from diffbody_ref.ops.folders import replace_folder
 from diffbody_ref.ops.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 
-PRESETS = ("nano", "sd21")
+PRESETS = {"nano": (256, 128), "sd21": (1024, 512)}
+"""Height and width in pixels of the pictures that each preset is made for."""
 
 COMPONENT_CLASSES: dict[str, type[Any]] = {
     "swinir": swinir.SwinIR,
@@ -68,14 +69,24 @@ BUILDERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def build_component(name: str, preset: str) -> Any:
-    """One component at a preset's size, with random weights (torch's global generator draws them).
+def base_size(preset: str) -> tuple[int, int]:
+    """(height, width) in pixels of the pictures that a preset is made for.
 
     Raises:
         ValueError: unknown preset.
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; known are {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+def build_component(name: str, preset: str) -> Any:
+    """One component at a preset's size, with random weights (torch's global generator draws them).
+
+    Raises:
+        ValueError: unknown preset.
+    """
+    base_size(preset)
     return BUILDERS[name](preset)
 
 

@@ -176,7 +176,8 @@ class DiffBodyPipeline(DiffusionPipeline):
             output_type: "pil" (RGBA where the input had alpha), "np" (float32 (H, W, 3)) or "pt" ((3, H, W)).
             return_intermediates: also return what the stages found.
             **options: fields of `RestoreOptions`: num_inference_steps, guidance_scale, body_guidance_scale, strength,
-                sampler, colour_fix, upscale, use_structure, tile_size, body_guidance_{start,stop,every}.
+                sampler, colour_fix, upscale, use_{structure,pose,attention}, tile_size,
+                body_guidance_{start,stop,every}.
 
         Raises:
             ValueError: a value out of its range, or lists that differ in length.
@@ -233,7 +234,8 @@ class DiffBodyPipeline(DiffusionPipeline):
         z_r = self._tiled(
             lambda x: encode_mode(self.vae, x * 2 - 1), regression.to(self.vae.dtype), settings, (1, self.factor)
         )
-        condition = condition_latents(z_r, structure.pose.to(z_r), structure.attention.to(z_r))
+        pose, attention = structure.pose * settings.use_pose, structure.attention * settings.use_attention
+        condition = condition_latents(z_r, pose.to(z_r), attention.to(z_r))
         return _Job(picture, (size.height, size.width), regression, structure, z_r.float(), condition, notices)
 
     def _sample(

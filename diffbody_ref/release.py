@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffbody_ref.components import COMPONENT_CLASSES, load_component, load_or_build_component
+from diffbody_ref.components import COMPONENT_CLASSES, base_size, load_component, load_or_build_component
 from diffbody_ref.models.text import TOKENIZER_FOLDER
 from diffbody_ref.ops.folders import replace_folder
 from diffbody_ref.pipeline import DiffBodyPipeline
@@ -18,12 +18,17 @@ from diffbody_ref.training.lora import merge_lora
 UNTRAINED = ("tokenizer", "scheduler")
 MODEL_CARD = "README.md"
 
+
+def _base(preset: str) -> dict[str, int]:
+    height, width = base_size(preset)
+    return {"base_height": height, "base_width": width}
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     # Guidance and strength of sd21 are DiffBIR's and the paper's; those of nano are measured, see its model card.
-    "sd21": {"base_height": 1024, "base_width": 512, "tile_size": 1024},
+    "sd21": {**_base("sd21"), "tile_size": 1024},
     "nano": {
-        "base_height": 256,
-        "base_width": 128,
+        **_base("nano"),
         "tile_size": 512,
         "guidance_scale": 1.0,
         "body_guidance_scale": 100.0,

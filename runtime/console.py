@@ -21,6 +21,7 @@ EXTRAS = {  # other packages: train
     **dict.fromkeys(("torch", "diffusers", "transformers", "accelerate", "safetensors"), "reference"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     **dict.fromkeys(("tritonclient", "pytriton"), "serve"),
+    **dict.fromkeys(("httpx2", "pyarrow"), "data"),
     **dict.fromkeys(("polygraphy", "tensorrt", "tensorrt_rtx"), "rtx"),
 }
 OWN_PACKAGES = ("diffbody", "diffbody_ref", "runtime", "export", "benchmarks")

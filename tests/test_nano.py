@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from diffbody_ref.measures import psnr, sharpness
+from diffbody_ref.evaluation.measures import psnr, sharpness
 from diffbody_ref.ops.images import read_image, resize
 from diffbody_ref.pipeline import NO_PERSON, DiffBodyOutput, DiffBodyPipeline
 from diffbody_ref.weights import NANO_FOLDER

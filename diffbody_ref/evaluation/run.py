@@ -1,0 +1,306 @@
+"""`diffbody evaluate`: degrade pictures by a seeded draw, restore them by each method, measure, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from diffbody_ref import __version__
+from diffbody_ref.data.degradations import NANO, PAPER, degrade
+from diffbody_ref.evaluation.journal import Journal, Row
+from diffbody_ref.evaluation.methods import METHODS, Context, Degraded, Restore, UnavailableError, fit
+from diffbody_ref.evaluation.metrics import Measure, available_metrics
+from diffbody_ref.evaluation.report import QualityReport, Report, StructureReport
+from diffbody_ref.evaluation.structure import StructureProbe
+from diffbody_ref.evaluation.subjects import Subject, Subjects
+from diffbody_ref.evaluation.suites import FULL, SUITES
+from diffbody_ref.ops.images import write_image
+
+if TYPE_CHECKING:
+    from diffbody_ref.pipeline import DiffBodyPipeline
+
+DEGRADATIONS = {"nano": NANO, "paper": PAPER}
+# Tags of this module's random streams; training uses [seed, epoch], [seed, 1, ...] and [seed, 2, ...].
+DEGRADATION_STREAM, SELECTION_STREAM = 3, 4
+
+Probe = Callable[[np.ndarray, Subject], dict[str, Any]]
+"""(restored picture at the original's size, subject) → values by name."""
+Progress = Callable[[int, int, str], None]
+"""(restorations done, in all, the method at work)."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to evaluate; restoration options left at None are the pipeline's defaults.
+
+    Attributes:
+        suite: one of `suites.SUITES`.
+        methods: names of `METHODS` instead of the suite's.
+        seed: picture i is degraded by a generator keyed by (seed, i) and restored with noise of the seed `seed + i`.
+        count: pictures to measure, drawn at random by the seed; a larger count continues a smaller one. None: all.
+        degradation: ranges of the degradations, one of `DEGRADATIONS`.
+        num_inference_steps, guidance_scale, body_guidance_scale, strength, sampler, colour_fix: see `RestoreOptions`.
+        use_captions: give the pipeline each picture's caption as its prompt.
+        batch_size: pictures per call of a method.
+        grid_rows: pictures shown in grid.png.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    suite: str = "stages"
+    methods: tuple[str, ...] | None = None
+    seed: int = 0
+    count: int | None = None
+    degradation: str = "nano"
+    num_inference_steps: int = 50
+    guidance_scale: float | None = None
+    body_guidance_scale: float | None = None
+    strength: float | None = None
+    sampler: str = "ddpm"
+    colour_fix: str = "wavelet"
+    use_captions: bool = True
+    batch_size: int = 1
+    grid_rows: int = 8
+
+    def __post_init__(self) -> None:
+        least = {"seed": 0, "count": 1, "batch_size": 1, "grid_rows": 0}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        if self.degradation not in DEGRADATIONS:
+            raise ValueError(f"unknown degradation {self.degradation!r}, choose one of {', '.join(DEGRADATIONS)}")
+        if self.suite not in SUITES:
+            raise ValueError(f"unknown suite {self.suite!r}, choose one of {', '.join(SUITES)}")
+        for name in self.methods or ():
+            if name not in METHODS:
+                raise ValueError(f"unknown method {name!r}, choose of {', '.join(METHODS)}")
+
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        """Those asked for, or the suite's."""
+        return self.methods or SUITES[self.suite].methods
+
+    def options(self) -> dict[str, Any]:
+        """The fields that are `RestoreOptions`."""
+        names = ("num_inference_steps", "guidance_scale", "body_guidance_scale", "strength", "sampler", "colour_fix")
+        return {name: getattr(self, name) for name in names}
+
+
+def evaluate(
+    pipeline: DiffBodyPipeline,
+    subjects: Subjects,
+    config: EvaluateConfig,
+    out: Path,
+    progress: Progress | None = None,
+) -> Report:
+    """Measure a suite's methods on pictures of people that were not trained on, and write the report to `out`.
+
+    A method or metric that this machine lacks is left out, and the report says why. Resumable: what a method did to a
+    picture is in out/rows.jsonl as soon as it is done, and a later call with the same settings, weights and data does
+    the rest only.
+
+    Args:
+        subjects: another seed of `diffbody synth` makes people who were not trained on; or photographs.
+        out: folder, made where it is missing; see `Report.write` for what it will hold.
+        progress: called with what is done, at first with what an earlier call left.
+
+    Raises:
+        ValueError: an option out of its range, body guidance off while its effect is asked for, too few pictures, no
+            labels where they are needed, or results of other settings in `out`.
+    """
+    suite, options = SUITES[config.suite], pipeline.options(**config.options())
+    names = config.method_names
+    if options.body_guidance_scale == 0 and {FULL, "without-sampler"} <= set(names):
+        raise ValueError("body_guidance_scale is 0, so diffbody would be without-sampler; it must be above 0")
+    if suite.structure:
+        subjects.require_labels()
+    restores, absent = _build(names, Context(pipeline, options), subjects, config)
+    probe: Probe = StructureProbe(pipeline) if suite.structure else (quality := Quality())
+    if not suite.structure:
+        absent |= quality.absent
+    # A pipeline's name_or_path is the folder it was loaded from, or "None".
+    model = {"name": Path(str(pipeline.name_or_path)).name, "weights": weights_checksum(pipeline)}
+    settings = {"model": model, "options": dataclasses.asdict(options)}
+    return evaluate_with(restores, probe, settings, subjects, config, out, progress, absent)
+
+
+class Quality:
+    """The probe of the metrics that this machine has: how near a picture is to its original, and how good it looks."""
+
+    def __init__(self, measures: dict[str, Measure] | None = None) -> None:
+        self.absent: dict[str, str] = {}
+        if measures is None:
+            measures, self.absent = available_metrics()
+        self.measures = measures
+
+    def __call__(self, picture: np.ndarray, subject: Subject) -> dict[str, float]:
+        """Values by the metrics' names."""
+        return {name: measure(picture, subject.pixels) for name, measure in self.measures.items()}
+
+
+def evaluate_with(
+    restores: Mapping[str, Restore],
+    probe: Probe,
+    settings: dict[str, Any],
+    subjects: Subjects,
+    config: EvaluateConfig,
+    out: Path,
+    progress: Progress | None = None,
+    absent: dict[str, str] | None = None,
+) -> Report:
+    """`evaluate` of any ways to restore.
+
+    Args:
+        restores: by name, in the order of the tables.
+        settings: what the results of `restores` depend on: {"model": {"name", "weights"}, "options": {...}}.
+        absent: methods and metrics that are left out, and why.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    suite, chosen = SUITES[config.suite], choose(len(subjects), config)
+    settings = {**settings, **_data_settings(subjects, config)}
+    journal = Journal(out / "rows.jsonl", settings)
+    shown = [] if suite.structure else chosen[: config.grid_rows]
+    wanted = set(probe.measures) if isinstance(probe, Quality) else set()
+
+    def missing(index: int, name: str) -> bool:
+        """Not done; or without a metric that there is by now, or without a picture that the grid needs."""
+        row = journal.rows.get((index, name))
+        lacking = row is None or bool(wanted - row.values.keys())
+        return lacking or (index in shown and not kept(out, index, name).exists())
+
+    total = len(chosen) * len(restores)
+    done = sum(not missing(index, name) for index in chosen for name in restores)
+    if progress is not None:
+        progress(done, total, "")
+    for first in range(0, len(chosen), config.batch_size):
+        batch = chosen[first : first + config.batch_size]
+        for name, restore in restores.items():
+            todo = [index for index in batch if missing(index, name)]
+            if progress is not None and todo:
+                progress(done, total, name)
+            for row, picture, original in _measure(name, restore, probe, subjects, config, todo):
+                if row.index in shown:
+                    kept(out, row.index, name).parent.mkdir(parents=True, exist_ok=True)
+                    write_image(kept(out, row.index, name), picture, overwrite=True)
+                    write_image(kept(out, row.index, "original"), original, overwrite=True)
+                journal.add(row)
+                done += 1
+                if progress is not None:
+                    progress(done, total, name)
+    rows = [journal.rows[index, name] for index in chosen for name in restores]
+    kind = StructureReport if suite.structure else QualityReport
+    report = kind(config.suite, settings, _versions(), list(restores), rows, absent or {})
+    report.write(out, shown)
+    return report
+
+
+def kept(out: Path, index: int, method: str) -> Path:
+    """Where a restored picture lies that the grid shows."""
+    return out / "pictures" / f"{index:06d}" / f"{method}.png"
+
+
+def choose(available: int, config: EvaluateConfig) -> list[int]:
+    """Indices of the pictures to measure, in order: a random draw by the seed, without repetition.
+
+    Raises:
+        ValueError: there are fewer than `config.count` pictures, or none.
+    """
+    count = available if config.count is None else config.count
+    if not 1 <= count <= available:
+        raise ValueError(f"cannot evaluate {count} pictures, the data holds {available}")
+    return np.random.default_rng([config.seed, SELECTION_STREAM]).permutation(available)[:count].tolist()
+
+
+def degraded(truth: np.ndarray, index: int, config: EvaluateConfig) -> np.ndarray:
+    """The low-quality version of picture `index`, float32 (h, w, 3) in [0, 1]: a function of the seed and the index."""
+    rng = np.random.default_rng([config.seed, DEGRADATION_STREAM, index])
+    return degrade(truth, rng, DEGRADATIONS[config.degradation])
+
+
+def weights_checksum(pipeline: DiffBodyPipeline) -> str:
+    """CRC-32 over all tensors of all networks, as hexadecimal: tells a retrained model in the same folder apart."""
+    checksum = 0
+    for name, component in sorted(pipeline.components.items()):
+        for key, tensor in component.state_dict().items() if isinstance(component, torch.nn.Module) else ():
+            checksum = zlib.crc32(f"{name}.{key}".encode(), checksum)
+            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            checksum = zlib.crc32(memoryview(raw.numpy()), checksum)
+    return f"{checksum:08x}"
+
+
+def _build(
+    names: Sequence[str], context: Context, subjects: Subjects, config: EvaluateConfig
+) -> tuple[dict[str, Restore], dict[str, str]]:
+    """The methods that there are, and why the others are not."""
+    restores, absent = {}, {}
+    captions = config.use_captions and any(subjects.captions())
+    for name in names:
+        if METHODS[name].needs_captions and not captions:
+            absent[name] = "there are no captions to leave out"
+            continue
+        try:
+            restores[name] = METHODS[name].build(context)
+        except UnavailableError as error:
+            absent[name] = str(error)
+    return restores, absent
+
+
+def _measure(
+    name: str, restore: Restore, probe: Probe, subjects: Subjects, config: EvaluateConfig, indices: Sequence[int]
+) -> list[tuple[Row, np.ndarray, np.ndarray]]:
+    """Rows of a method for some pictures, each with the restored picture and the original."""
+    chosen = [subjects[i] for i in indices]
+    tasks = [
+        Degraded(
+            low=degraded(subject.pixels, i, config),
+            original=subject.pixels,
+            prompt=subject.person.caption if config.use_captions else "",
+            seed=config.seed + i,
+        )
+        for i, subject in zip(indices, chosen, strict=True)
+    ]
+    started = time.perf_counter()
+    results = restore(tasks) if tasks else []
+    seconds = (time.perf_counter() - started) / max(len(tasks), 1)
+    rows = []
+    for i, subject, task, result in zip(indices, chosen, tasks, results, strict=True):
+        picture = fit(result.picture, subject.pixels)
+        person, size, values = subject.person, list(task.low.shape[:2]), probe(picture, subject)
+        row = Row(i, name, person.name, person.identity, task.seed, size, round(seconds, 3), values, result.notices)
+        rows.append((row, picture, subject.pixels))
+    return rows
+
+
+def _data_settings(subjects: Subjects, config: EvaluateConfig) -> dict[str, Any]:
+    """What the results depend on beside the ways to restore. Not what may change on resume: count, methods, grid."""
+    return {
+        "structure": SUITES[config.suite].structure,
+        "seed": config.seed,
+        "use_captions": config.use_captions,
+        "degradation": {"name": config.degradation, **dataclasses.asdict(DEGRADATIONS[config.degradation])},
+        "data": {
+            "folders": [Path(folder).name for folder in subjects.people.folders],
+            "pictures": len(subjects),
+            "longest_side": subjects.longest_side,
+            "checksum": subjects.checksum(),
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "diffusers", "transformers", "numpy", "pillow", "scikit-image")
+    return {"diffbody": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}

@@ -1,0 +1,53 @@
+"""What `diffbody evaluate --suite NAME` compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Names of methods, and what is reported of them.
+
+    Attributes:
+        about: one line.
+        methods: names of `methods.METHODS`, in the order of the tables.
+        pairs: differences that are reported, (a, b) as a − b.
+        figures: name of a figure → its title and methods, of which the last is what the others are compared with.
+        structure: measure what the structure networks find, instead of how near the pictures are.
+    """
+
+    about: str
+    methods: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...] = ()
+    figures: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+    structure: bool = False
+
+
+FULL = "diffbody"
+_PEERS = ("bicubic", "real-esrgan", "swinir", "diffbir")
+_STRUCTURE = ("without-structure", "without-pose", "without-attention")
+_ABLATIONS = (*_STRUCTURE, "without-prompt", "without-sampler")
+
+SUITES: dict[str, Suite] = {
+    "stages": Suite(
+        "what each stage of the method adds",
+        ("input", "bicubic", "swinir", "without-sampler", FULL),
+        (("swinir", "bicubic"), (FULL, "swinir"), (FULL, "without-sampler")),
+    ),
+    "paper": Suite(
+        "table 1 and figures 7 to 9: other methods, and this one without its parts",
+        (*_PEERS, FULL, *_ABLATIONS),
+        tuple((FULL, other) for other in (*_PEERS, *_ABLATIONS)),
+        {
+            "figure7": ("Figure 7: structural guidance", (*_STRUCTURE, FULL)),
+            "figure8": ("Figure 8: text guidance", ("without-prompt", FULL)),
+            "figure9": ("Figure 9: body part-based sampler", ("without-sampler", FULL)),
+        },
+    ),
+    "structure": Suite(
+        "keypoints, body parts and identity, found in clean, degraded and restored pictures",
+        ("original", "bicubic", "swinir", FULL),
+        structure=True,
+    ),
+}
