@@ -23,7 +23,7 @@ EXTRAS = {  # other packages: train
     **dict.fromkeys(("tritonclient", "pytriton"), "serve"),
     **dict.fromkeys(("polygraphy", "tensorrt", "tensorrt_rtx"), "rtx"),
 }
-OWN_PACKAGES = ("diffbody", "diffbody_ref", "runtime", "export", "benchmarks")
+OWN_PACKAGES = ("commands", "diffbody", "diffbody_ref", "runtime", "export", "benchmarks")
 
 
 @contextmanager
