@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,12 @@ def write_plan(work: Path, **changes: object) -> Path:
     """A plan over tiny sets that are there, of two steps a stage."""
     people = {name: write_people(work / name, seed=seed) for seed, name in enumerate(("train", "held"))}
     for stage in ORDER:
-        values = {"stage": stage, "preset": "nano", "pipeline": str(work / "pipeline"), "output": str(work / stage)}
+        values: dict[str, Any] = {
+            "stage": stage,
+            "preset": "nano",
+            "pipeline": str(work / "pipeline"),
+            "output": str(work / stage),
+        }
         values |= {"data": (str(people["train"]),), "steps": 2, "batch_size": 2, "learning_rate": 1e-4, "workers": 0}
         values |= {"crop": 32 if stage in ("swinir", "vae") else 0, "warmup_steps": 1, **changes}
         toml(TrainConfig(**values), work / f"{stage}.toml")
