@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from commands import training as training_commands
 from diffbody_ref import __version__
 from diffbody_ref.loading import DEVICES, load_pipeline, model_folder
 from diffbody_ref.weights import NANO_FOLDER
@@ -261,6 +262,9 @@ def train(
     folder = train_stage(loaded, stop_after)
     if os.environ.get("RANK", "0") == "0":  # one of a launcher's processes speaks
         print(f"trained {stage}: {folder}")
+
+
+training_commands.register(app)
 
 
 @app.command(no_args_is_help=True)
