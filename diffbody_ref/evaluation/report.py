@@ -189,7 +189,8 @@ class QualityReport(Report):
             if not others or full not in self.methods:
                 continue
             differences = {m.heading: [self.estimate(o, m.name, full) for o in others] for m in self.metrics}
-            figures.draw_ablation(out / f"{name}.png", title, out, shown, others, full, differences)
+            beside = ["bicubic"] if "bicubic" in self.methods else []
+            figures.draw_ablation(out / f"{name}.png", title, out, shown, others, full, differences, beside)
 
 
 class StructureReport(Report):
