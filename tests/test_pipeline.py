@@ -132,6 +132,21 @@ def test_body_guidance_zero_is_the_unguided_sampler(pipe: DiffBodyPipeline, one_
     assert np.array_equal(off.images[0], outside.images[0])
 
 
+def test_without_pose_or_attention_the_rest_goes_on(pipe: DiffBodyPipeline, one_person: None) -> None:
+    """Each map has its own way into the denoiser; without both, people are still found and guided."""
+    picture, guided = noise_picture(64, 32), {**FAST, "body_guidance_scale": 300.0}
+    whole, no_pose, no_attention, neither = (
+        pipe(picture, **guided, use_pose=pose, use_attention=attention, return_intermediates=True)
+        for pose, attention in ((True, True), (False, True), (True, False), (False, False))
+    )
+    results = [out.images[0] for out in (whole, no_pose, no_attention, neither)]
+    assert all(not np.array_equal(a, b) for i, a in enumerate(results) for b in results[:i])
+    assert len(neither.intermediates[0].loss_curve) == FAST["num_inference_steps"]
+    nobody = pipe(picture, **FAST, use_structure=False).images[0]
+    unguided = pipe(picture, **FAST, use_pose=False, use_attention=False).images[0]
+    np.testing.assert_array_equal(unguided, nobody)
+
+
 def test_nobody_found_is_said_and_harmless(pipe: DiffBodyPipeline) -> None:
     out = pipe(noise_picture(64, 32), **FAST, body_guidance_scale=5.0, return_intermediates=True)
     assert out.notices == [[NO_PERSON]]

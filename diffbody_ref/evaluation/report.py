@@ -19,7 +19,7 @@ from diffbody_ref.evaluation.journal import Row, write_whole
 from diffbody_ref.evaluation.methods import METHODS
 from diffbody_ref.evaluation.metrics import METRICS, Metric
 from diffbody_ref.evaluation.structure import FRACTIONS, KEYPOINT_GROUPS, summarize
-from diffbody_ref.evaluation.suites import SUITES
+from diffbody_ref.evaluation.suites import FULL, SUITES
 from diffbody_ref.ops.parts import PART_LABELS
 
 Table = list[list[str]]
@@ -179,17 +179,37 @@ class QualityReport(Report):
             yield f"{rounded:{sign}.{metric.digits}f}" + ("" if error is None else f" ± {error:.{metric.digits}f}")
 
     def draw(self, out: Path, shown: Sequence[int]) -> None:
-        """grid.png, and the suite's figures: the pictures that differ most, and the differences of the metrics."""
+        """grid.png, good_and_bad.png, and the suite's figures: what an ablation changes, in pictures and in metrics."""
         if not shown:
             return
         figures.draw_grid(out / "grid.png", out, shown, [*self.methods, "original"])
+        if {FULL, "swinir"} <= set(self.methods):
+            whole = [name for name in self.methods if not name.startswith("without-")]
+            figures.draw_grid(out / "good_and_bad.png", out, self._extremes(shown), [*whole, "original"])
         for name, (title, methods) in SUITES[self.suite].figures.items():
             *others, full = methods
             others = [other for other in others if other in self.methods]
             if not others or full not in self.methods:
                 continue
             differences = {m.heading: [self.estimate(o, m.name, full) for o in others] for m in self.metrics}
-            figures.draw_ablation(out / f"{name}.png", title, out, shown, others, full, differences)
+            beside = ["bicubic"] if "bicubic" in self.methods else []
+            figures.draw_ablation(out / f"{name}.png", title, out, shown, others, full, differences, beside)
+
+    def _extremes(self, indices: Sequence[int]) -> list[int]:
+        """Of these, the two that the diffusion improves most over the regression, and the two it harms most."""
+        present = {metric.name for metric in self.metrics}
+        metric = METRICS["feature_distance" if "feature_distance" in present else "psnr"]
+        sign = -1 if metric.larger_is_better else 1
+
+        def gain(index: int) -> float:
+            full, regression = (
+                next(row.values[metric.name] for row in self.of(name) if row.index == index)
+                for name in (FULL, "swinir")
+            )
+            return sign * (full - regression)
+
+        order = sorted(indices, key=gain)
+        return list(dict.fromkeys([*order[:2], *order[-2:]]))
 
 
 class StructureReport(Report):
