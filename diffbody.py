@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+import commands.data
 from diffbody_ref import __version__
 from diffbody_ref.loading import DEVICES, load_pipeline, model_folder
 from diffbody_ref.weights import NANO_FOLDER
@@ -310,6 +311,9 @@ def release(
     from diffbody_ref.release import release as release_model
 
     print(f"released {release_model(components, out, preset, runs)}")
+
+
+commands.data.register(app)
 
 
 @app.command()

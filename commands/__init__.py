@@ -1,0 +1,1 @@
+"""Commands of `diffbody`, one file a subject; `diffbody.py` registers them."""
