@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from commands import data as data_commands
 from commands import training as training_commands
 from diffbody_ref import __version__
 from diffbody_ref.loading import DEVICES, load_pipeline, model_folder
@@ -317,6 +318,9 @@ def release(
     from diffbody_ref.release import release as release_model
 
     print(f"released {release_model(components, out, preset, runs)}")
+
+
+data_commands.register(app)
 
 
 @app.command()

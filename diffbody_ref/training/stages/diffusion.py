@@ -100,7 +100,8 @@ class DiffusionStage(Stage):
         """All that an encoded picture depends on."""
         config = self.config
         return {
-            "pictures": text_checksum([record["image"] for _, record in self.people.records]),
+            "pictures": text_checksum([self.people.entry(index).name for index in range(len(self.people))]),
+            "size": self.people.size,
             "seed": config.seed,
             "variants": config.variants,
             "structure": config.structure,
