@@ -43,6 +43,8 @@ class TrainConfig:
         variants: degradations encoded ahead per picture by the diffusion stage.
         structure: False trains without pose and attention (DiffBIR's method).
         snr_gamma: min-SNR loss weight γ (Hang et al. 2023, arXiv:2303.09556); 0 is the plain loss of eq. 4.
+        timestep_power: timesteps are drawn as T·u^power, u uniform in [0, 1): 1 is uniform (eq. 4), and more trains
+            rather on little noise, which is all that sampling at a low strength meets.
         pixel_weight: of the part maps' cross-entropy beside the identity losses; BPBReID's 0.35 is for a backbone that
             was trained on ImageNet, one trained from nothing needs more.
         relative_loss: eq. 2 divided by the error of the degraded picture, so that a mild degradation counts as much as
@@ -84,6 +86,7 @@ class TrainConfig:
     variants: int = 1
     structure: bool = True
     snr_gamma: float = 0.0
+    timestep_power: float = 1.0
     pixel_weight: float = 0.35
     relative_loss: bool = False
     tuning: str = "full"
@@ -117,6 +120,8 @@ class TrainConfig:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be a positive number")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}")
+        if not (math.isfinite(self.timestep_power) and self.timestep_power > 0):
+            raise ValueError(f"timestep_power is {self.timestep_power}; it must be a positive number")
         if not (math.isfinite(self.minutes) and self.minutes >= 0):
             raise ValueError(f"minutes is {self.minutes}; it must be a number from 0")
         for name, known in CHOICES.items():

@@ -160,7 +160,7 @@ class DiffusionStage(Stage):
             "latents": latents.astype(np.float32),
             "condition": row["condition"],
             "noise": rng.standard_normal(latents.shape, dtype=np.float32),
-            "timestep": np.asarray(rng.integers(len(self.alphas_cumprod)), np.int64),
+            "timestep": np.asarray(len(self.alphas_cumprod) * rng.random() ** self.config.timestep_power, np.int64),
             **text,
         }
 
