@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from diffbody_ref.data.synthetic import clothing as c
 from diffbody_ref.data.synthetic.body import ARMS, FEET, HEAD, LEGS, TORSO, Posed, body_model
+from diffbody_ref.data.synthetic.face import random_expression
 from diffbody_ref.data.synthetic.paint import person_albedo
 from diffbody_ref.data.synthetic.poses import random_pose
 from diffbody_ref.data.synthetic.scene import (
@@ -95,9 +96,10 @@ def _surface(
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
     normal *= np.where((normal * direction).sum(1) > 0.25, -1, 1)[:, None].astype(np.float32)  # the inside of cloth
     parts = blend(mesh.parts)
-    colour = person_albedo(who, mesh.kind[face], blend(mesh.template), parts)
+    colour = person_albedo(who, mesh, mesh.kind[face], blend(mesh.template), parts)
     position = camera.position.astype(np.float32) + direction * depth[:, None]
-    return _Surface(index, depth, position, normal, colour, parts.argmax(1), mesh.kind[face])
+    label = np.where(parts.sum(1) > 0.5, parts.argmax(1), -1)  # what is carried is no part
+    return _Surface(index, depth, position, normal, colour, label, mesh.kind[face])
 
 
 def _visibility(
@@ -125,10 +127,9 @@ def _shade(colour: np.ndarray, normal: np.ndarray, light: Light, key: np.ndarray
     return colour * (dome + light.key * facing[:, None])
 
 
-def _sheen(surface: _Surface, rays: np.ndarray, light: Light, key: np.ndarray) -> np.ndarray:
-    """Soft highlights of skin, eyes, hair and shoes (Blinn)."""
-    strength = np.array([0.05, 0.5, 0.0, 0.0, 0.1, 0.07, 0.0], np.float32)[surface.kind]
-    power = np.array([18.0, 200.0, 1.0, 1.0, 30.0, 14.0, 1.0], np.float32)[surface.kind]
+def _sheen(surface: _Surface, gloss: np.ndarray, rays: np.ndarray, light: Light, key: np.ndarray) -> np.ndarray:
+    """Soft highlights of skin, eyes, hair, shoes and accessories (Blinn); gloss as in `Dressed`."""
+    strength, power = gloss[surface.kind].T
     half = light.direction - rays
     half /= np.linalg.norm(half, axis=1, keepdims=True)
     shine = np.clip((surface.normal * half).sum(1), 0, 1) ** power * strength * key
@@ -207,7 +208,8 @@ def _keypoints(posed: Posed, camera: Camera, scene: Scene, mesh: c.Dressed, heig
     ray = points - camera.position
     depth = np.linalg.norm(ray, axis=1)
     face, hit, weights = scene.trace(camera.position, ray / depth[:, None])
-    label = np.einsum("kc,kcp->kp", weights, mesh.parts[mesh.faces[np.maximum(face, 0)]]).argmax(1)
+    parts = np.einsum("kc,kcp->kp", weights, mesh.parts[mesh.faces[np.maximum(face, 0)]])
+    label = np.where(parts.sum(1) > 0.5, parts.argmax(1), -1)
     scale = np.clip(np.ptp(posed.vertices[:, 2]) / 1.7, 0.5, 1.2)
     rules = [_seen(name) for name in kp.NAMES]
     near = (face >= 0) & (hit > depth - scale * np.array([rule[0] for rule in rules]))
@@ -230,14 +232,16 @@ def _part_map(surface: _Surface, shape: tuple[int, int]) -> np.ndarray:
 
 def _caption(who: Identity, keypoints: np.ndarray, pose: str, seen: str, crop: str, background: Background) -> str:
     shown = keypoints[:, 2] == 2
-    one = who.lower.cut == "skirt" and who.lower.words == ""
-    hands = "hands visible" if shown[kp.LEFT_HAND].sum() > 8 and shown[kp.RIGHT_HAND].sum() > 8 else ""
+    one = who.lower.words == ""
+    hands = who.hand_words
+    if not hands and shown[kp.LEFT_HAND].sum() > 8 and shown[kp.RIGHT_HAND].sum() > 8:
+        hands = "hands visible"
     view = f"{pose}, seen {seen}"
     return Caption(
         look=who.look,
         hair=who.hair.words,
-        face=who.face_words if seen != "from behind" else who.hat.words if who.hat else "",
-        upper=who.upper.words,
+        face=who.face_words(seen != "from behind"),
+        upper=who.upper_words,
         lower="" if one or not (crop == "full body" or shown[[13, 14]].any()) else who.lower.words,
         hands=hands,
         shoes=who.shoes.words if shown[kp.FEET].any() else "",
@@ -264,7 +268,7 @@ def render(seed: int, identity: int, view: int, height: int = 256, width: int = 
     who, mesh = _dressed(seed, identity)
     rng = generator(seed, identity, view + 1)
     rotations, pose_words = random_pose(rng)
-    posed = body_model().pose(who.phenotype, rotations)
+    posed = body_model().pose(who.phenotype, c.wear(who, rotations), who.features, random_expression(rng))
     vertices, normals = c.drape(mesh, posed.vertices, int(rng.integers(1 << 20)))
     lift = np.float32(vertices[:, 2].min())  # soles stand on the ground
     vertices[:, 2] -= lift
@@ -281,7 +285,7 @@ def render(seed: int, identity: int, view: int, height: int = 256, width: int = 
     colour = _blurred(colour, behind, camera, background.blur, height)
     key, ambient = _visibility(scene, surface.position, surface.normal, light, surface.index, rays.shape[1])
     shaded = _shade(surface.colour, surface.normal, light, key, ambient)
-    colour[surface.index] = shaded + _sheen(surface, rays.reshape(-1, 3)[surface.index], light, key)
+    colour[surface.index] = shaded + _sheen(surface, mesh.gloss, rays.reshape(-1, 3)[surface.index], light, key)
     fine = np.minimum(colour, 20).reshape(height, SAMPLES, width, SAMPLES, 3)
     mean = np.add.reduce([fine[:, i, :, j] for i in range(SAMPLES) for j in range(SAMPLES)]) / SAMPLES**2
     parts = _part_map(surface, (rays.shape[0], rays.shape[1]))
