@@ -59,7 +59,13 @@ _FRAMES = {
     "foot.R": (r"foot.R", -1.0, 1.0),
 }
 # Where glasses rest, template (x to the left, mirrored too): the bridge of the nose, temples and ears.
-_GLASSES_REST = [(0.0, -0.15, 0.735), (0.012, -0.14, 0.725), (0.055, -0.11, 0.735), (0.07, -0.07, 0.74), (0.078, -0.03, 0.74)]
+_GLASSES_REST = [
+    (0.0, -0.15, 0.735),
+    (0.012, -0.14, 0.725),
+    (0.055, -0.11, 0.735),
+    (0.07, -0.07, 0.74),
+    (0.078, -0.03, 0.74),
+]
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,7 @@ class BodyModel:
             of_frame = np.array([bool(re.fullmatch(pattern, label)) for label in labels])
             share = (weights * of_frame[indices]).sum(1)
             found = skin[(share[skin] > 0.6) & (z[skin] > low) & (z[skin] < high)]
-            frames[name] = found[:: max(len(found) // 32, 1)]
+            frames[name] = found[:: max(len(found) // 16, 1)]
         rest = np.array([(side * x, y, h) for x, y, h in _GLASSES_REST for side in (1, -1)])
         frames["glasses"] = skin[np.linalg.norm(self.template[skin] - rest[:, None], axis=-1).argmin(1)]
         return frames
