@@ -208,7 +208,7 @@ def _hat(thing: Thing) -> list[Piece]:
         about = np.array([0, SKULL[1], 0])
         visor = ((visor[0] - about) * turn + about, visor[1], visor[2])
         return [piece(crown, thing.cloth), piece(visor, thing.trim)]
-    wide = 0.05 + 0.05 * thing.shape  # a brimmed hat
+    wide = 0.035 + 0.04 * thing.shape  # a brimmed hat
     turn = np.linspace(0, 2 * np.pi, 32, endpoint=False)
     reach = np.linspace(0, 1, 5)[:, None]
     x, y = (0.091 + wide * reach) * np.sin(turn), SKULL[1] - (0.114 + wide * reach) * np.cos(turn)

@@ -180,18 +180,19 @@ def _layers(model: BodyModel, who: Identity) -> list[_Layer]:
 
 def _straps(model: BodyModel, who: Identity) -> list[_Layer]:
     """Straps of bags: bands of a shell over all clothes."""
-    p, arm = model.cloth.template, model.cloth.parts[:, ARMS]
+    p = model.cloth.template
+    trunk = (0.14 - along_arm(p)) * 0.42
     over = (who.outer.loose + 0.012 if who.outer else who.upper.loose + 0.006) * np.ones(len(p))
     layers = []
     for thing in who.things:
         if thing.kind == "backpack":
             x = np.abs(p[:, 0])
-            low = p[:, 2] - 0.3 - arm
-            layers.append(_Layer(model.cloth, np.stack([x - 0.085, 0.122 - x, low], 1), over, 0.0, STRAP))
+            low = np.minimum(p[:, 2] - 0.3, trunk)
+            layers.append(_Layer(model.cloth, np.stack([x - 0.078, 0.113 - x, low], 1), over, 0.0, STRAP))
         if thing.kind == "shoulder bag":
             slope = np.array([-0.62 * thing.side, 0.0, -0.78])  # from the other shoulder down to the bag's side
             far = (p - np.array([0.0, 0.0, 0.33])) @ np.array([slope[2], 0, -slope[0]])
-            low = np.minimum(p[:, 2] - 0.03, np.where(p[:, 0] * thing.side > 0.1, 0.2 - p[:, 2], 1.0)) - arm
+            low = np.minimum(p[:, 2] - 0.03, np.where(p[:, 0] * thing.side > 0.1, 0.2 - p[:, 2], trunk))
             layers.append(_Layer(model.cloth, np.stack([far + 0.015, 0.015 - far, low], 1), over, 0.0, STRAP))
     return layers
 
@@ -206,9 +207,9 @@ def _head_layers(model: BodyModel, who: Identity) -> list[_Layer]:
         lump = 1 + 0.12 * noise(1, p[:, 0] * 1.7 + 0.01 * hair.seed, p[:, 2] * 1.7 + p[:, 1])
         flat = 0.25 if who.hat else 1.0
         layers.append(_Layer(body, _three(inside), 0.002 + hair.volume * rise * lump * flat, 0.0, HAIR))
-    if hair.beard >= 0.5:
+    if hair.beard == 1.0:
         inside = np.where(head, beard_field(hair, body.template), -1.0)
-        grow = 0.0006 + 0.005 * (hair.beard == 1.0) * np.clip(inside / 0.015, 0, 1)
+        grow = 0.0006 + 0.004 * np.clip(inside / 0.015, 0, 1)
         layers.append(_Layer(body, _three(inside), grow, 0.0, HAIR))
     return layers
 

@@ -168,7 +168,7 @@ def beard_field(hair: Hair, p: np.ndarray) -> np.ndarray:
     mouth = 1.25 * np.hypot(x / 1.45, z - 0.6607) - 0.0165  # free of beard around the lips
     field = np.minimum(jaw, mouth)
     if hair.beard_words == "a goatee":
-        field = np.minimum(field, 0.03 - x)
+        field = np.minimum(field, 0.024 - x - 0.25 * np.clip(0.64 - z, 0, 1))
     if hair.beard_words == "a moustache":
         field = np.full_like(field, -1.0)
     if hair.moustache:
@@ -399,11 +399,11 @@ def beard_cards(hair: Hair, jaw: np.ndarray) -> Cards | None:
     if hair.beard < 0.5 or hair.beard_words == "a moustache" or not len(jaw):
         return None
     rng = np.random.Generator(np.random.Philox(key=hair.seed + 1))
-    count = 420
+    count = 420 if hair.beard == 1.0 else 260
     roots = jaw[rng.integers(len(jaw), size=count)] + rng.normal(0, 0.0015, (count, 3))
     out = roots - np.array([0.0, -0.07, 0.68])
     out /= np.linalg.norm(out, axis=1, keepdims=True)
-    length = rng.uniform(0.003, 0.006, count) * (3.5 if hair.beard == 1.0 else 1.0)
+    length = rng.uniform(0.003, 0.006, count) * (3.0 if hair.beard == 1.0 else 0.9)
     v = np.linspace(0, 1, 4)[None, :, None]
     aside = np.stack([np.sign(roots[:, 0]) * 0.35, 0 * length, -1 + 0 * length], 1)
     paths = roots[:, None] + length[:, None, None] * v * (0.18 * out + 0.9 * aside)[:, None] + 0.001 * out[:, None]

@@ -123,9 +123,10 @@ def _face(who: Identity, colour: np.ndarray, p: np.ndarray) -> np.ndarray:
     shadow = max(who.hair.beard if who.hair.beard_words == "stubble" else 0.0, 0.13 * male)
     if shadow or who.hair.beard >= 0.5:
         inside = beard_field(who.hair, p) if who.hair.beard >= 0.5 else _stubble_field(p)
-        grain = 0.75 + 0.3 * noise(0, p[:, 0] * 7, z * 7)
-        amount = (1.0 if who.hair.beard >= 0.5 else shadow) * grain * _step(inside - 0.001, 0.005)
-        colour = _mix(colour, who.hair.colour * 0.8 + 0.03 * c.skin, 0.85 * amount)
+        grain = 0.8 + 0.2 * noise(0, p[:, 0] * 9, z * 5) + 0.1 * noise(1, p[:, 0] * 3, z * 2)
+        full = 0.92 if who.hair.beard >= 0.5 else shadow
+        amount = full * grain * _step(inside - 0.0015 + 0.002 * (grain - 0.8), 0.0035)
+        colour = _mix(colour, who.hair.colour * 0.8 + 0.06 * c.skin, amount)
     colour = _brows(who, colour, p)
     colour = _lids(c, colour, p, female)
     nostril = _near(x, z, (0.0085, 0.6838), (0.0034, 0.0017)) * (p[:, 1] < -0.13)
