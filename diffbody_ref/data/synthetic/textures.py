@@ -153,6 +153,34 @@ def _heather(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return _mix(m.colours[0], m.colours[1], np.clip(0.35 + 0.28 * noise(0, u * 0.35, v * 0.35), 0, 1))
 
 
+def _knit(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Columns of V-shaped stitches; far away ribs remain."""
+    fu = u - np.floor(u)
+    row = v * 1.4 + np.abs(fu - 0.5)
+    stitch = np.abs(row - np.floor(row) - 0.5) * 1.1 + 0.5 * (np.abs(fu - 0.5) < 0.08)
+    rib = 0.35 * (np.floor(u) % 3 == 0)
+    return _mix(m.colours[0], m.colours[1] * np.float32(0.8), np.clip(0.75 * stitch + rib, 0, 1))
+
+
+def _denim(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Twill with worn, lighter patches."""
+    line = np.abs((u + v) * 0.5 - np.floor((u + v) * 0.5) - 0.5) * 2
+    worn = 0.3 * noise(2, u * m.scale * 1.1, v * m.scale * 0.7) + 0.15 * noise(1, u * m.scale * 2, v * m.scale * 0.5)
+    return _mix(m.colours[0], m.colours[1], np.clip(0.2 + 0.35 * line + worn, 0, 1))
+
+
+def _tartan(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    fu, fv = u - np.floor(u), v - np.floor(v)
+    wide = 0.5 * (np.abs(fu - 0.3) < 0.17) + 0.5 * (np.abs(fv - 0.3) < 0.17)
+    thin = (np.abs(fu - 0.75) < 0.03) | (np.abs(fv - 0.75) < 0.03)
+    return np.where(thin[..., None], m.colours[2], _mix(m.colours[0], m.colours[1], wide))
+
+
+def _chevron(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    zigzag = v + np.abs(u - np.floor(u) - 0.5)
+    return np.where(((zigzag - np.floor(zigzag)) < 0.5)[..., None], m.colours[1], m.colours[0])
+
+
 def _camouflage(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     field = noise(2, u * 0.12, v * 0.12)
     base = np.where((field > 0.35)[..., None], m.colours[1], m.colours[0])
@@ -230,6 +258,10 @@ PATTERNS: dict[str, Callable[[Material, np.ndarray, np.ndarray], np.ndarray]] = 
     "dotted": _dots,
     "gradient": _gradient,
     "heather": _heather,
+    "knit": _knit,
+    "denim": _denim,
+    "tartan": _tartan,
+    "chevron": _chevron,
     "camouflage": _camouflage,
     "floral": _flowers,
     "bricks": _bricks,
