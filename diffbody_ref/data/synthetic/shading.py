@@ -15,7 +15,7 @@ from diffbody_ref.data.synthetic.surfaces import Surface, paint
 from diffbody_ref.data.synthetic.tracing import Scene
 
 SKY, FLOOR, CEILING = -1, -2, -3  # owners of samples that meet no triangle
-_HAZE = 260.0  # metres over which the air takes 63 % of a thing's contrast outdoors
+_HAZE = 700.0  # metres over which the air takes 63 % of a thing's contrast outdoors
 
 
 @dataclass(frozen=True)
@@ -246,8 +246,8 @@ def _smoothed(values: np.ndarray, hits: Hits, shape: tuple[int, int], passes: in
         for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
             here, there = _shifted(shape, dy * step, dx * step)
             off = position[there] - position[here]
-            plane = np.abs((off * normal[here]).sum(-1)) / slack[here]
-            like = np.clip((normal[here] * normal[there]).sum(-1), 0, 1) ** 8
+            plane = np.abs(np.einsum("...c,...c->...", off, normal[here])) / slack[here]
+            like = np.clip(np.einsum("...c,...c->...", normal[here], normal[there]), 0, 1) ** 8
             w = (like * np.exp(-plane * plane))[..., None].astype(np.float32)
             total[here] += w * grid[there]
             weight[here] += w

@@ -119,7 +119,7 @@ class Skeleton:
         along = self.heads[f"finger3-1.{side}"] - wrist
         world = _frame(unit(fingers), np.asarray(palm, float)) @ _frame(along, normal).T
         local = self.turn(out, f"lowerarm01.{side}").T @ world
-        axis = unit(wrist - self.heads[f"lowerarm01.{side}"])
+        axis = unit(wrist - self.heads[f"lowerarm02.{side}"])  # so that the wrist stays
         # Swing and twist: the twist about the forearm from the rotation's skew part.
         skew = np.array([local[2, 1] - local[1, 2], local[0, 2] - local[2, 0], local[1, 0] - local[0, 1]])
         twist = 2 * np.arctan2(skew @ axis, 1 + np.trace(local))
