@@ -15,6 +15,7 @@ from diffbody_ref.data.synthetic.poses import Pose, random_pose
 from diffbody_ref.data.synthetic.scene import Camera
 from diffbody_ref.data.synthetic.tracing import Scene
 from diffbody_ref.data.synthetic.wardrobe import Identity, random_identity
+from diffbody_ref.ops import keypoints as kp
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,10 @@ def dressed(seed: int, identity: int) -> tuple[Identity, clothing.Dressed]:
 def actor(seed: int, identity: int, rng: np.random.Generator, seated: bool | None = None) -> Actor:
     """A person in a random pose; `seated` asks for a pose on a seat or on the feet, None takes either."""
     who, mesh = dressed(seed, identity)
-    pose = random_pose(rng, who.phenotype, seated)
-    rotations = clothing.wear(who, pose.rotations)
-    posed = body_model().pose(who.phenotype, rotations, who.features, random_expression(rng))
+    held = tuple("L" if thing.side > 0 else "R" for thing in who.things if thing.slot == "hand")
+    pose = random_pose(rng, who.phenotype, seated, held)
+    worn = clothing.wear(who, pose.rotations)
+    posed = body_model().pose(who.phenotype, worn, who.features, random_expression(rng))
     vertices, normals = clothing.drape(mesh, posed.vertices, int(rng.integers(1 << 20)))
     lift = np.array([0, 0, vertices[mesh.parts.any(1), 2].min()], np.float32)  # soles stand on the ground
     return Actor(who, mesh, Posed(posed.vertices - lift, posed.keypoints - lift), pose, vertices - lift, normals)
@@ -73,7 +75,19 @@ def _free(place: Scene, x: float, y: float) -> bool:
     return True
 
 
-def companions(rng: np.random.Generator, seed: int, identity: int, main: Actor, camera: Camera, place: Scene, kind: str) -> list[Actor]:
+def _hides(other: Actor, main: Actor, camera: Camera) -> bool:
+    """Whether one person hides the other's face or half of their body."""
+    rays = main.posed.keypoints[kp.BODY] - camera.position
+    depth = np.linalg.norm(rays, axis=1)
+    scene = Scene(other.vertices, other.mesh.faces, other.mesh.fields)
+    face, hit, _ = scene.trace(camera.position, rays / depth[:, None])
+    hidden = (face >= 0) & (hit < depth)
+    return bool(hidden[:5].sum() > 2 or hidden.mean() > 0.5)
+
+
+def companions(
+    rng: np.random.Generator, seed: int, identity: int, main: Actor, camera: Camera, place: Scene, kind: str
+) -> list[Actor]:
     """Nobody in most pictures; else one beside or partly before the main person, or passers-by behind.
 
     They are people of the same seed with other numbers, so they too are among those with pictures of their own.
@@ -94,12 +108,19 @@ def companions(rng: np.random.Generator, seed: int, identity: int, main: Actor, 
         else:
             depth = rng.uniform(0.9, 9.0)
             spot = ahead * depth + aside * side * rng.uniform(0.25, 0.5 + 0.22 * (depth + distance))
-        if not _free(place, *spot):
+        if not _free(place, float(spot[0]), float(spot[1])):
             continue
         toward = np.arctan2(camera.position[1], camera.position[0]) + np.pi / 2
-        yaw = rng.uniform(-np.pi, np.pi) if where == "behind" else toward + rng.normal(0, 0.7) + np.pi * (rng.random() < 0.15)
-        other = actor(seed, identity + int(rng.integers(1, 50000)), rng, seated=False).moved(*spot, yaw)
+        yaw = (
+            rng.uniform(-np.pi, np.pi)
+            if where == "behind"
+            else toward + rng.normal(0, 0.7) + np.pi * (rng.random() < 0.15)
+        )
+        other = actor(seed, identity + int(rng.integers(1, 50000)), rng, seated=False).moved(
+            float(spot[0]), float(spot[1]), yaw
+        )
         tree = cKDTree(other.vertices[::7])
-        if min(tree.query(person.vertices[::7])[0].min() for person in taken) > 0.04:
+        apart = min(tree.query(person.vertices[::7])[0].min() for person in taken) > 0.04
+        if apart and not _hides(other, main, camera):
             taken.append(other)
     return taken[1:]

@@ -16,7 +16,7 @@ from diffbody_ref.data.synthetic import accessories as acc
 from diffbody_ref.data.synthetic.body import ARMS, FEET, HEAD, TORSO, BodyModel, Sheet
 from diffbody_ref.data.synthetic.garments import Garment
 from diffbody_ref.data.synthetic.hair import Cards, beard_cards, beard_field, hair_cards, scalp_field
-from diffbody_ref.data.synthetic.poses import rotation
+from diffbody_ref.data.synthetic.skeleton import rotation
 from diffbody_ref.data.synthetic.textures import Material, noise
 from diffbody_ref.data.synthetic.wardrobe import Identity
 

@@ -35,7 +35,9 @@ def _blurred(layer: np.ndarray, radius: float) -> np.ndarray:
     return fftconvolve(padded, disc[..., None].astype(np.float32), mode="valid", axes=(0, 1)).astype(np.float32)
 
 
-def expose_lens(colour: np.ndarray, depth: np.ndarray, subject: np.ndarray, focus: float, aperture: float) -> np.ndarray:
+def expose_lens(
+    colour: np.ndarray, depth: np.ndarray, subject: np.ndarray, focus: float, aperture: float
+) -> np.ndarray:
     """Average each pixel's samples, with depth of field: what is far or near is seen through discs.
 
     The far field, the field in focus and the near field are blurred apart, each with its own coverage, so that the
@@ -73,7 +75,8 @@ def expose_lens(colour: np.ndarray, depth: np.ndarray, subject: np.ndarray, focu
         closeness = float(np.clip(focus / np.median(depth[before]) - 1, 0, 1.5))
         # What the near field hides is unknown: under its blurred edge the sharp picture is filled from around.
         near = layer(before)
-        filled = out + _blurred(np.concatenate([out, 1 - near[..., 3:]], -1), max(3.0, largest))[..., :3] * near[..., 3:]
+        around = _blurred(np.concatenate([out, 1 - near[..., 3:]], -1), max(3.0, largest))
+        filled = out + around[..., :3] / np.maximum(around[..., 3:], 0.02) * near[..., 3:]
         veil = _blurred(near, largest * closeness)
         out = filled * (1 - veil[..., 3:]) + veil[..., :3]
     return out.astype(np.float32)
@@ -94,16 +97,16 @@ def develop(rng: np.random.Generator, colour: np.ndarray, person: np.ndarray) ->
     exposure = 0.2 * np.exp(rng.normal(0.0, 0.22)) / max(float(level), 1e-4)
     exposed = colour * (balance * exposure * vignette[..., None]).astype(np.float32)
     grey = exposed @ np.full((3, 1), 1 / 3, np.float32)
-    exposed = grey + (exposed - grey) * np.float32(rng.uniform(0.78, 1.0))  # albedos are purer than cameras' colours
+    exposed = grey + (exposed - grey) * np.float32(rng.uniform(0.85, 1.05))  # albedos are purer than cameras' colours
     exposed = np.maximum(exposed, 0)
     exposed = np.where(exposed > 0.55, 0.55 + 0.45 * (1 - np.exp(-(exposed - 0.55) / 0.45)), exposed)  # highlights
     tone = np.clip(exposed, 0, 1) ** np.float32(1 / 2.2)
-    tone = tone + np.float32(rng.uniform(0.0, 0.4)) * (tone * tone * (3 - 2 * tone) - tone)
-    tone = rng.uniform(0.0, 0.035) + tone * np.float32(rng.uniform(0.95, 1.0))
+    tone = tone + np.float32(rng.uniform(0.15, 0.6)) * (tone * tone * (3 - 2 * tone) - tone)
+    tone = rng.uniform(0.0, 0.02) + tone * np.float32(rng.uniform(0.97, 1.0))
     soft = gaussian_filter(tone, (0.6, 0.6, 0))
     tone = soft + (tone - soft) * np.float32(rng.uniform(0.7, 1.5))
     grain = rng.standard_normal((height, width, 4), np.float32)
     grain = gaussian_filter(grain, (0.4, 0.4, 0))
-    strength = np.float32(rng.uniform(0.003, 0.02)) * (1.3 - tone.mean(-1, keepdims=True))
+    strength = np.float32(rng.uniform(0.002, 0.013)) * (1.3 - tone.mean(-1, keepdims=True))
     tone = tone + strength * (grain[..., :1] + 0.5 * grain[..., 1:])
     return np.rint(np.clip(tone, 0, 1) * 255).astype(np.uint8)

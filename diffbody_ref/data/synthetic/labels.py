@@ -47,7 +47,7 @@ def keypoints(posed: Posed, camera: Camera, scene: Scene, mesh: Dressed, height:
     face, hit, weights = scene.trace(camera.position, ray / depth[:, None])
     own_mesh = (face >= 0) & (face < len(mesh.faces))
     parts = np.einsum("kc,kcp->kp", weights, mesh.parts[mesh.faces[np.where(own_mesh, face, 0)]])
-    label = np.where(parts.any(1), parts.argmax(1), -1)
+    label = np.where(parts.sum(1) > 0.5, parts.argmax(1), -1)
     scale = np.clip(np.ptp(posed.vertices[:, 2]) / 1.7, 0.5, 1.2)
     rules = [_seen(name) for name in kp.NAMES]
     near = own_mesh & (hit > depth - scale * np.array([rule[0] for rule in rules]))

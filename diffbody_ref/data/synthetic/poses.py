@@ -34,6 +34,7 @@ class _Sketch:
     bones: Skeleton
     out: Rotations
     size: float  # of the body, 1 for the template
+    held: tuple[str, ...]  # hands that hold something
 
     def uniform(self, low: float, high: float) -> float:
         return float(self.rng.uniform(low, high))
@@ -73,7 +74,11 @@ def _stand(s: _Sketch) -> str:
             x, y, turn = sign * (0.045 * s.size if one else wide), 0.0, s.uniform(0.05, 0.3)
             ground = z = _ankle_below(s, side, x, y, 0.995)
         else:
-            x, y, turn = sign * (wide + 0.04 * s.size * one), s.uniform(-0.16, 0.06) * s.size * one, s.uniform(0.1, 0.55)
+            x, y, turn = (
+                sign * (wide + 0.04 * s.size * one),
+                s.uniform(-0.16, 0.06) * s.size * one,
+                s.uniform(0.1, 0.55),
+            )
             z = ground
         s.bones.reach_leg(s.out, side, np.array([x, y, z]), (0.5 * sign * turn, -1, 0))
         s.bones.aim_foot(s.out, side, turn)
@@ -89,9 +94,15 @@ def _walk(s: _Sketch) -> str:
     s.out["spine02"] = rotation((0, 0, 0.24 * sign))
     near = 0.06 * s.size
     if swing:
-        legs = {ahead: (-0.04 * s.size, 0.0, 0.0), _other(ahead): (s.uniform(0.05, 0.25) * s.size, s.uniform(0.08, 0.16) * s.size, 0.6)}
+        legs = {
+            ahead: (-0.04 * s.size, 0.0, 0.0),
+            _other(ahead): (s.uniform(0.05, 0.25) * s.size, s.uniform(0.08, 0.16) * s.size, 0.6),
+        }
     else:
-        legs = {ahead: (-0.5 * stride, 0.0, -s.uniform(0.0, 0.25)), _other(ahead): (0.5 * stride, 0.06 * s.size, s.uniform(0.5, 0.8))}
+        legs = {
+            ahead: (-0.5 * stride, 0.0, -s.uniform(0.0, 0.25)),
+            _other(ahead): (0.5 * stride, 0.06 * s.size, s.uniform(0.5, 0.8)),
+        }
     ground = 0.0
     for side, (y, lift, pitch) in legs.items():
         x = near * dict(_SIDES)[side]
@@ -112,7 +123,12 @@ def _run(s: _Sketch) -> str:
     ground = _ankle_below(s, push, x * sign, y, 0.97)
     s.bones.reach_leg(s.out, push, np.array([x * sign, y, ground]), (0, -1, 0))
     s.bones.aim_foot(s.out, push, 0.05, 0.75)
-    s.bones.reach_leg(s.out, _other(push), np.array([-x * sign, s.uniform(-0.05, 0.25) * s.size, ground + s.uniform(0.28, 0.42) * s.size]), (0, -1, 0.3))
+    s.bones.reach_leg(
+        s.out,
+        _other(push),
+        np.array([-x * sign, s.uniform(-0.05, 0.25) * s.size, ground + s.uniform(0.28, 0.42) * s.size]),
+        (0, -1, 0.3),
+    )
     s.bones.aim_foot(s.out, _other(push), 0.05, 0.5)
     return "running"
 
@@ -121,7 +137,10 @@ def _sit(s: _Sketch) -> str:
     """Thighs about level, feet on the ground."""
     lean = s.uniform(-0.15, 0.3)
     s.out["root"] = rotation((-0.12, 0, 0))
-    s.out["spine04"], s.out["spine02"] = rotation((0.5 * lean + 0.1, 0, 0)), rotation((0.5 * lean, 0, s.rng.normal(0, 0.1)))
+    s.out["spine04"], s.out["spine02"] = (
+        rotation((0.5 * lean + 0.1, 0, 0)),
+        rotation((0.5 * lean, 0, s.rng.normal(0, 0.1))),
+    )
     wide = s.uniform(0.0, 0.14) * s.size
     for side, sign in _SIDES:
         b = s.bones
@@ -171,7 +190,11 @@ def _other(side: str) -> str:
 
 
 def _arm_down(s: _Sketch, side: str, sign: float) -> str:
-    target = s.place("spine05", (0.185 * sign, -0.03, -0.1), (s.uniform(0.025, 0.06) * sign, s.uniform(-0.09, 0.03), s.uniform(-0.02, 0.06)))
+    target = s.place(
+        "spine05",
+        (0.185 * sign, -0.03, -0.1),
+        (s.uniform(0.025, 0.06) * sign, s.uniform(-0.09, 0.03), s.uniform(-0.02, 0.06)),
+    )
     s.bones.reach_arm(s.out, side, target, (0.35 * sign, 1, 0))
     fingers = np.array([-0.08 * sign, -0.15 + s.uniform(-0.1, 0.1), -1])
     s.bones.aim_hand(s.out, side, fingers, np.array([-1.0 * sign, s.uniform(0.0, 0.5), 0]))
@@ -184,9 +207,9 @@ def _arm_swing(s: _Sketch, side: str, sign: float) -> str:
     forward = float(np.clip(thigh[1] * 0.9, -0.45, 0.45)) + s.uniform(-0.05, 0.05)
     shoulder = s.bones.at(s.out, f"upperarm01.{side}")
     reach = 0.5 * s.size
-    target = shoulder + [0.07 * sign * s.size, -forward * reach, -reach * np.sqrt(1 - forward**2)]
+    target = shoulder + reach * np.array([0.14 * sign, -forward, -np.sqrt(1 - forward**2)])
     s.bones.reach_arm(s.out, side, target, (0.25 * sign, 1, 0))
-    s.bones.aim_hand(s.out, side, target - shoulder + [0, -0.1, 0], np.array([-1.0 * sign, 0.3, 0]))
+    s.bones.aim_hand(s.out, side, target - shoulder - np.array([0, 0.1, 0]), np.array([-1.0 * sign, 0.3, 0]))
     return ""
 
 
@@ -203,7 +226,9 @@ def _arm_running(s: _Sketch, side: str, sign: float) -> str:
 def _hand_on_hip(s: _Sketch, side: str, sign: float) -> str:
     target = s.place("root", (0.155 * sign, 0.01, 0.115), (0.06 * sign, 0.05, 0.02))
     s.bones.reach_arm(s.out, side, target, (1.0 * sign, 0.6, 0))
-    s.bones.aim_hand(s.out, side, s.turned("root", (-0.25 * sign, -0.85, -0.5)), s.turned("root", (-1.0 * sign, 0.1, -0.3)))
+    s.bones.aim_hand(
+        s.out, side, s.turned("root", (-0.25 * sign, -0.85, -0.5)), s.turned("root", (-1.0 * sign, 0.1, -0.3))
+    )
     return "a hand on the hip"
 
 
@@ -227,10 +252,10 @@ def _wave(s: _Sketch, side: str, sign: float) -> str:
 def _hand_at_face(s: _Sketch, side: str, sign: float) -> str:
     if s.rng.random() < 0.5:  # the chin
         target = s.place("head", (0.02 * sign, -0.13, 0.62), (0.035 * sign, -0.06, -0.115))
-        fingers, palm, words = (-0.15 * sign, 0.25, 1), (-0.5 * sign, 0.9, 0), "a hand at the chin"
+        fingers, palm, words = (-0.15 * sign, 0.25, 1.0), (-0.5 * sign, 0.9, 0.0), "a hand at the chin"
     else:  # ear or cheek, as with a telephone
         target = s.place("head", (0.07 * sign, -0.08, 0.67), (0.07 * sign, -0.03, -0.09))
-        fingers, palm, words = (-0.15 * sign, 0.2, 1), (-1.0 * sign, 0.3, 0.1), "a hand at the ear"
+        fingers, palm, words = (-0.15 * sign, 0.2, 1.0), (-1.0 * sign, 0.3, 0.1), "a hand at the ear"
     s.bones.reach_arm(s.out, side, target, (0.6 * sign, -0.1, -1))
     s.bones.aim_hand(s.out, side, s.turned("head", fingers), s.turned("head", palm))
     return words
@@ -246,7 +271,9 @@ def _hand_on_head(s: _Sketch, side: str, sign: float) -> str:
 
 def _hold_up(s: _Sketch, side: str, sign: float) -> str:
     """As if reading a telephone or holding a cup."""
-    target = s.place("spine02", (0.09 * sign, -0.13, 0.34), (0.02 * sign, -s.uniform(0.14, 0.24), -s.uniform(-0.02, 0.1)))
+    target = s.place(
+        "spine02", (0.09 * sign, -0.13, 0.34), (0.02 * sign, -s.uniform(0.14, 0.24), -s.uniform(-0.02, 0.1))
+    )
     s.bones.reach_arm(s.out, side, target, (0.6 * sign, 0.4, -1))
     s.bones.aim_hand(s.out, side, np.array([-0.45 * sign, -0.45, 0.7]), np.array([-0.6 * sign, 0.8, 0.3]))
     return "a hand held up"
@@ -279,7 +306,9 @@ def _crossed(s: _Sketch) -> str:
         target = s.place("spine02", (-0.07 * sign, -0.13, 0.33), (0, -out, -0.05 if side == first else 0.0))
         s.bones.reach_arm(s.out, side, target, (0.9 * sign, 0.25, -0.8))
         fingers = (-1.0, 0.35, 0.35) if side == first else (-1.0, 0.45, -0.1)
-        s.bones.aim_hand(s.out, side, s.turned("spine02", (fingers[0] * sign, *fingers[1:])), s.turned("spine02", (0, 1, 0)))
+        s.bones.aim_hand(
+            s.out, side, s.turned("spine02", (fingers[0] * sign, *fingers[1:])), s.turned("spine02", (0, 1, 0))
+        )
     return "arms crossed"
 
 
@@ -324,8 +353,18 @@ _STANDING: tuple[tuple[_One, float], ...] = (
     (_hold_up, 0.09),
     (_point, 0.05),
 )
-_SEATED: tuple[tuple[_One, float], ...] = ((_on_thigh, 0.62), (_hand_at_face, 0.12), (_hold_up, 0.16), (_wave, 0.06), (_point, 0.04))
-_PAIRS = {"a hand on the hip": "hands on the hips", "a hand in the pocket": "hands in the pockets", "an arm raised": "both arms raised"}
+_SEATED: tuple[tuple[_One, float], ...] = (
+    (_on_thigh, 0.62),
+    (_hand_at_face, 0.12),
+    (_hold_up, 0.16),
+    (_wave, 0.06),
+    (_point, 0.04),
+)
+_PAIRS = {
+    "a hand on the hip": "hands on the hips",
+    "a hand in the pocket": "hands in the pockets",
+    "an arm raised": "both arms raised",
+}
 
 
 def _single_arms(s: _Sketch, choices: tuple[tuple[_One, float], ...]) -> str:
@@ -335,12 +374,19 @@ def _single_arms(s: _Sketch, choices: tuple[tuple[_One, float], ...]) -> str:
     first = 0
     for i, (side, sign) in enumerate(_SIDES if s.rng.random() < 0.5 else _SIDES[::-1]):
         number = int(s.rng.choice(len(choices), p=weights / weights.sum()))
-        if i == 1 and s.rng.random() < 0.5 and choices[first][0] in (_arm_down, _hand_on_hip, _hand_in_pocket, _on_thigh):
+        if (
+            i == 1
+            and s.rng.random() < 0.5
+            and choices[first][0] in (_arm_down, _hand_on_hip, _hand_in_pocket, _on_thigh)
+        ):
             number = first
         elif i == 1 and choices[first][0] in (_hand_at_face, _hand_on_head, _hold_up, _point) and number == first:
             number = 0
         first = number
-        word = choices[number][0](s, side, sign)
+        gesture = choices[number][0]
+        if side in s.held:
+            gesture = _hold_up if choices is _SEATED or s.rng.random() < 0.5 else _arm_down
+        word = gesture(s, side, sign)
         if word and word in words:
             words[words.index(word)] = _PAIRS.get(word, word)
         elif word:
@@ -358,9 +404,9 @@ def _arms(s: _Sketch, stance: str) -> str:
             _arm_swing(s, side, sign)
         return ""
     if stance == "sitting":
-        return _single_arms(s, _SEATED) if s.rng.random() < 0.72 else _lap(s)
+        return _single_arms(s, _SEATED) if s.held or s.rng.random() < 0.72 else _lap(s)
     both = (_crossed, _clasped, _behind_back, _both_up)
-    if s.rng.random() < 0.26:
+    if not s.held and s.rng.random() < 0.26:
         return both[int(s.rng.choice(4, p=[0.46, 0.22, 0.14, 0.18]))](s)
     return _single_arms(s, _STANDING)
 
@@ -375,12 +421,19 @@ def _fingers(s: _Sketch) -> None:
                 s.out[f"finger{finger}-{joint}.{side}"] = rotation((0, sign * bend, 0))
 
 
-def random_pose(rng: np.random.Generator, phenotype: dict[str, float], seated: bool | None = None) -> Pose:
-    """A pose for a body. `seated` asks for a seat or for feet without support; None takes any."""
+def random_pose(
+    rng: np.random.Generator, phenotype: dict[str, float], seated: bool | None = None, held: tuple[str, ...] = ()
+) -> Pose:
+    """A pose for a body.
+
+    Args:
+        seated: asks for a seat, or for feet without support; None takes any.
+        held: sides ("L", "R") whose hands hold something, and so hang or are held up.
+    """
     bones = Skeleton(body_model(), phenotype)
     stature = bones.heads["head"][2] - bones.heads["foot.L"][2]
     template = body_model().joints
-    s = _Sketch(rng, bones, {}, float(stature / (template["head"][2] - template["foot.L"][2])))
+    s = _Sketch(rng, bones, {}, float(stature / (template["head"][2] - template["foot.L"][2])), held)
     stances = (_stand, _walk, _run, _sit, _lean_back, _lean_on_rail)
     chances = np.array([0.48, 0.18, 0.05, 0.17, 0.07, 0.05])
     if seated is not None:
@@ -388,7 +441,7 @@ def random_pose(rng: np.random.Generator, phenotype: dict[str, float], seated: b
     stance = stances[int(rng.choice(len(stances), p=chances / chances.sum()))]
     words = stance(s)
     s.out["spine01"] = rotation(rng.normal(0, [0.03, 0.02, 0.06]))
-    turn = rng.normal(0, [0.12, 0.07, 0.22]) + [0.06, 0, 0]
+    turn = rng.normal([0.06, 0, 0], [0.12, 0.07, 0.22])
     if rng.random() < 0.22:
         turn[2] = rng.choice([-1, 1]) * rng.uniform(0.5, 1.0)  # looking aside
         words += ", looking aside"

@@ -11,7 +11,7 @@ from diffbody_ref.data.synthetic.body import ARMS
 from diffbody_ref.data.synthetic.cast import Actor, actor, companions, generator
 from diffbody_ref.data.synthetic.finish import develop, expose_lens, random_aperture
 from diffbody_ref.data.synthetic.places import random_place
-from diffbody_ref.data.synthetic.places.props import occluders, support
+from diffbody_ref.data.synthetic.places.props import occluders, support, unobstructed
 from diffbody_ref.data.synthetic.scene import random_camera
 from diffbody_ref.data.synthetic.shading import Stage, scene_of
 from diffbody_ref.ops import keypoints as kp
@@ -44,9 +44,9 @@ class Picture:
 
 def _caption(person: Actor, points: np.ndarray, seen: str, crop: str, where: str, seat: str, others: int) -> str:
     who, shown = person.who, points[:, 2] == 2
-    one = who.lower.words == ""
-    both = shown[kp.LEFT_HAND].sum() > 8 and shown[kp.RIGHT_HAND].sum() > 8
-    hands = who.hand_words or ("hands visible" if both else "")
+    hands = who.hand_words
+    if not hands and shown[kp.LEFT_HAND].sum() > 8 and shown[kp.RIGHT_HAND].sum() > 8:
+        hands = "hands visible"
     pose = person.pose.words.replace("sitting", f"sitting {seat}") if seat else person.pose.words
     view = f"{pose}, seen {seen}"
     company = {0: "", 1: " with another person"}.get(others, " with other people")
@@ -55,7 +55,7 @@ def _caption(person: Actor, points: np.ndarray, seen: str, crop: str, where: str
         hair=who.hair.words,
         face=who.face_words(seen != "from behind"),
         upper=who.upper_words,
-        lower="" if one or not (crop == "full body" or shown[[13, 14]].any()) else who.lower.words,
+        lower="" if not (crop == "full body" or shown[[13, 14]].any()) else who.lower.words,
         hands=hands,
         shoes=who.shoes.words if shown[kp.FEET].any() else "",
         pose=view if crop == "full body" else f"{crop}, {view}",
@@ -79,7 +79,7 @@ def render(seed: int, identity: int, view: int, height: int = 256, width: int = 
     )
     place, kind = random_place(rng, camera)
     under, seat = support(rng, person, kind in ("street", "nature"))
-    place = replace(place, solids=place.solids + under)
+    place = replace(place, solids=unobstructed(place.solids, person, camera, height, width) + under)
     others = companions(rng, seed, identity, person, camera, scene_of(place.solids), kind)
     before = occluders(rng, person, camera, kind) if not others else []
     place = replace(place, solids=place.solids + before)
@@ -95,7 +95,11 @@ def render(seed: int, identity: int, view: int, height: int = 256, width: int = 
     focus = float(np.median(hits.depth[subject])) if subject.any() else float(np.linalg.norm(camera.position))
     aperture = random_aperture(rng, focus)
     exposed = expose_lens(
-        np.minimum(colour, 12).reshape(*samples, 3), hits.depth.reshape(samples), subject.reshape(samples), focus, aperture
+        np.minimum(colour, 12).reshape(*samples, 3),
+        hits.depth.reshape(samples),
+        subject.reshape(samples),
+        focus,
+        aperture,
     )
     parts = labels.part_map(np.where(subject, hits.label, 0).astype(np.uint8).reshape(shape), SAMPLES)
     image = develop(rng, exposed, parts > 0)

@@ -166,7 +166,7 @@ def random_camera(
     eye_height = rng.normal(1.45, 0.2) if rng.random() < 0.75 else rng.uniform(0.35, 2.3)
     part = vertices[(vertices[:, 2] > low) & (trunk | (crop == CROPS[0]))]
     target = np.array([*np.median(part[:, :2], 0), (low + top) / 2])
-    eye = target + [np.sin(yaw) * distance, -np.cos(yaw) * distance, 0]
+    eye = target + distance * np.array([np.sin(yaw), -np.cos(yaw), 0])
     eye[2] = np.clip(eye_height, target[2] - 0.45 * distance, target[2] + 0.45 * distance)
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(forward, [0, 0, 1.0])
@@ -177,9 +177,14 @@ def random_camera(
     flat = camera.project(part)
     first, last = flat.min(0), flat.max(0)
     if crop == CROPS[0]:
-        focal = min(rng.uniform(0.8, 0.97) * height / (last[1] - first[1]), rng.uniform(0.8, 1.1) * width / (last[0] - first[0]))
+        focal = min(
+            rng.uniform(0.8, 0.97) * height / (last[1] - first[1]), rng.uniform(0.8, 1.1) * width / (last[0] - first[0])
+        )
     else:  # framed without the arms, which may leave the frame
-        focal = min(rng.uniform(0.84, 0.97) * height / (last[1] - first[1]), rng.uniform(0.8, 1.2) * width / (last[0] - first[0]))
+        focal = min(
+            rng.uniform(0.84, 0.97) * height / (last[1] - first[1]),
+            rng.uniform(0.8, 1.2) * width / (last[0] - first[0]),
+        )
         last[1] = first[1] + rng.uniform(0.86, 0.96) * height / focal  # little headroom, whatever the width asks
     slack = np.maximum(np.array([width, height]) - (last - first) * focal, 0.04 * width)
     shift = rng.uniform(-0.35, 0.35, 2) * slack
@@ -216,5 +221,7 @@ def light(
     reach: float,
 ) -> Light:
     """A `Light` in float32."""
-    rows = [np.asarray(x, np.float32) for x in (direction, key, sky, ground, fill, fill_direction)]
-    return Light(rows[0], float(spread), *rows[1:], reach=float(reach))
+    towards, key, sky, ground, fill, aside = (
+        np.asarray(x, np.float32) for x in (direction, key, sky, ground, fill, fill_direction)
+    )
+    return Light(towards, float(spread), key, sky, ground, fill, aside, float(reach))

@@ -15,7 +15,7 @@ from diffbody_ref.data.synthetic.surfaces import Surface, paint
 from diffbody_ref.data.synthetic.tracing import Scene
 
 SKY, FLOOR, CEILING = -1, -2, -3  # owners of samples that meet no triangle
-_HAZE = 260.0  # metres over which the air takes 63 % of a thing's contrast outdoors
+_HAZE = 700.0  # metres over which the air takes 63 % of a thing's contrast outdoors
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ class Stage:
             owner,
             depth,
             position,
-            np.tile(np.float32([0, 0, 1]), (count, 1)),
+            np.tile(np.array([0, 0, 1], np.float32), (count, 1)),
             np.zeros((count, 3), np.float32),
             np.zeros(count, np.float32),
             np.zeros(count, np.float32),
-            np.tile(np.float32([0, 1]), (count, 1)),
+            np.tile(np.array([0, 1], np.float32), (count, 1)),
             np.zeros(count, np.uint8),
             np.zeros(count, bool),
         )
@@ -121,12 +121,30 @@ class Stage:
                 self._solid(hits, index, int(number), face[index], weights[index], rays[index], camera)
         return hits
 
-    def _paint(self, hits: Hits, index: np.ndarray, s: Surface, uv: np.ndarray, depth: np.ndarray, facing: np.ndarray, camera: Camera) -> None:
+    def _paint(
+        self,
+        hits: Hits,
+        index: np.ndarray,
+        s: Surface,
+        uv: np.ndarray,
+        depth: np.ndarray,
+        facing: np.ndarray,
+        camera: Camera,
+    ) -> None:
         footprint = depth / camera.focal / np.maximum(np.abs(facing), 0.05)
         hits.colour[index] = paint(s, uv[:, 0], uv[:, 1], footprint)
         hits.gloss[index], hits.glow[index] = s.gloss, s.glow
 
-    def _solid(self, hits: Hits, index: np.ndarray, number: int, face: np.ndarray, weights: np.ndarray, rays: np.ndarray, camera: Camera) -> None:
+    def _solid(
+        self,
+        hits: Hits,
+        index: np.ndarray,
+        number: int,
+        face: np.ndarray,
+        weights: np.ndarray,
+        rays: np.ndarray,
+        camera: Camera,
+    ) -> None:
         solid = self.place.solids[number - len(self.actors)]
         corners = self._faces[face] - self._starts[number]
         normal = np.einsum("mc,mcd->md", weights, flat_normals(solid)[corners])
@@ -137,7 +155,9 @@ class Stage:
         uv = np.einsum("mc,mcd->md", weights, solid.uv[corners])
         self._paint(hits, index, solid.surface, uv, hits.depth[index], facing, camera)
 
-    def _person(self, hits: Hits, index: np.ndarray, number: int, face: np.ndarray, weights: np.ndarray, rays: np.ndarray) -> None:
+    def _person(
+        self, hits: Hits, index: np.ndarray, number: int, face: np.ndarray, weights: np.ndarray, rays: np.ndarray
+    ) -> None:
         person = self.actors[number]
         mesh = person.mesh
         face = face - sum(self._counts[:number])
@@ -152,7 +172,7 @@ class Stage:
         hits.normal[index] = normal
         parts, kind = blend(mesh.parts), mesh.kind[face]
         hits.colour[index] = person_albedo(person.who, mesh, kind, blend(mesh.template), parts)
-        hits.label[index] = np.where(parts.any(1), parts.argmax(1) + 1, 0)  # what is carried is no part
+        hits.label[index] = np.where(parts.sum(1) > 0.5, parts.argmax(1) + 1, 0)  # what is carried is no part
         hits.shine[index] = mesh.gloss[kind]
 
     def radiance(self, hits: Hits, rays: np.ndarray, shape: tuple[int, int], seed: int) -> np.ndarray:
@@ -163,7 +183,15 @@ class Stage:
         key, around = np.zeros((len(rays), 1), np.float32), np.zeros((len(rays), 3), np.float32)
         key[lit, 0] = self.scene.shadow(position, normal, light.direction, light.spread, seed)
         around[lit] = self.scene.ambient(
-            position, normal, self.tints(), light.sky, light.ground, light.fill, light.fill_direction, light.reach, seed + 1
+            position,
+            normal,
+            self.tints(),
+            light.sky,
+            light.ground,
+            light.fill,
+            light.fill_direction,
+            light.reach,
+            seed + 1,
         )
         key = _smoothed(key, hits, shape, 2 if light.spread < 0.05 else 3)
         around = _smoothed(around, hits, shape, 3)
@@ -194,7 +222,7 @@ class Stage:
 
 
 def _highlights(hits: Hits, rays: np.ndarray, light: Light, key: np.ndarray) -> np.ndarray:
-    """Soft highlights of skin, eyes, hair and shoes (Blinn)."""
+    """Soft highlights of people (Blinn)."""
     out = np.zeros_like(rays)
     index = np.flatnonzero(hits.shine[:, 0] > 0)
     half = light.direction - rays[index]
@@ -218,8 +246,8 @@ def _smoothed(values: np.ndarray, hits: Hits, shape: tuple[int, int], passes: in
         for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
             here, there = _shifted(shape, dy * step, dx * step)
             off = position[there] - position[here]
-            plane = np.abs((off * normal[here]).sum(-1)) / slack[here]
-            like = np.clip((normal[here] * normal[there]).sum(-1), 0, 1) ** 8
+            plane = np.abs(np.einsum("...c,...c->...", off, normal[here])) / slack[here]
+            like = np.clip(np.einsum("...c,...c->...", normal[here], normal[there]), 0, 1) ** 8
             w = (like * np.exp(-plane * plane))[..., None].astype(np.float32)
             total[here] += w * grid[there]
             weight[here] += w

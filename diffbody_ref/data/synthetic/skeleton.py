@@ -65,12 +65,14 @@ class Skeleton:
         head = self.heads[bone] if not parent else self.at(rotations, parent, self.heads[bone])
         return head if point is None else head + self.turn(rotations, bone) @ (point - self.heads[bone])
 
-    def _reach(self, out: Rotations, bones: tuple[str, str, str], target: np.ndarray, pole: np.ndarray, hinge: np.ndarray) -> None:
+    def _reach(
+        self, out: Rotations, bones: tuple[str, str, str], target: np.ndarray, pole: np.ndarray, hinge: np.ndarray
+    ) -> None:
         """Turn the first two bones so that the third one's head comes to `target`, the middle joint towards `pole`.
 
         hinge: the axis, at rest, the middle joint bends about. A target out of reach is approached.
         """
-        upper, lower, end = bones
+        upper, lower, _ = bones
         rest = [self.heads[name] for name in bones]
         a, b = np.linalg.norm(rest[1] - rest[0]), np.linalg.norm(rest[2] - rest[1])
         start = self.at(out, upper)
@@ -79,7 +81,7 @@ class Skeleton:
         way = unit(way)
         side = unit(pole - (pole @ way) * way)
         along = (a * a - b * b + distance * distance) / (2 * distance)
-        middle = along * way + np.sqrt(max(a * a - along * along, 0.0)) * side
+        middle = along * way + np.sqrt(np.maximum(a * a - along * along, 0.0)) * side
         first, second = unit(middle), unit(distance * way - middle)
         axis = np.cross(side, way)
         parent = self.turn(out, self._parent[upper])
@@ -87,13 +89,17 @@ class Skeleton:
         out[upper] = parent.T @ turned
         out[lower] = turned.T @ (_frame(second, axis) @ _frame(rest[2] - rest[1], hinge).T)
 
-    def reach_arm(self, out: Rotations, side: str, target: np.ndarray, pole: np.ndarray | tuple[float, float, float]) -> None:
+    def reach_arm(
+        self, out: Rotations, side: str, target: np.ndarray, pole: np.ndarray | tuple[float, float, float]
+    ) -> None:
         """The wrist to `target` (3,), the elbow towards `pole`. Side "L" or "R"."""
         bones = (f"upperarm01.{side}", f"lowerarm01.{side}", f"wrist.{side}")
         upper, lower, end = (self.heads[name] for name in bones)
         self._reach(out, bones, target, np.asarray(pole, float), np.cross(lower - upper, end - lower))
 
-    def reach_leg(self, out: Rotations, side: str, target: np.ndarray, pole: np.ndarray | tuple[float, float, float]) -> None:
+    def reach_leg(
+        self, out: Rotations, side: str, target: np.ndarray, pole: np.ndarray | tuple[float, float, float]
+    ) -> None:
         """The ankle to `target` (3,), the knee towards `pole`."""
         bones = (f"upperleg01.{side}", f"lowerleg01.{side}", f"foot.{side}")
         self._reach(out, bones, target, np.asarray(pole, float), np.array([1.0, 0, 0]))
@@ -113,7 +119,7 @@ class Skeleton:
         along = self.heads[f"finger3-1.{side}"] - wrist
         world = _frame(unit(fingers), np.asarray(palm, float)) @ _frame(along, normal).T
         local = self.turn(out, f"lowerarm01.{side}").T @ world
-        axis = unit(wrist - self.heads[f"lowerarm01.{side}"])
+        axis = unit(wrist - self.heads[f"lowerarm02.{side}"])  # so that the wrist stays
         # Swing and twist: the twist about the forearm from the rotation's skew part.
         skew = np.array([local[2, 1] - local[1, 2], local[0, 2] - local[2, 0], local[1, 0] - local[0, 1]])
         twist = 2 * np.arctan2(skew @ axis, 1 + np.trace(local))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
 from diffbody_ref.data.synthetic.surfaces import Surface
+
+Point = np.ndarray | tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -19,16 +22,16 @@ class Solid:
     surface: Surface
 
 
-def placed(solids: list[Solid], position: np.ndarray | tuple[float, float, float], yaw: float = 0.0) -> list[Solid]:
+def placed(solids: list[Solid], position: Point, yaw: float = 0.0) -> list[Solid]:
     """Turned about z by `yaw` radians (from x towards y), then moved."""
     cos, sin = np.cos(yaw), np.sin(yaw)
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     return [replace(s, vertices=s.vertices @ turn.T + np.asarray(position, float)) for s in solids]
 
 
-def quad(corner: np.ndarray, along: np.ndarray, up: np.ndarray, s: Surface) -> Solid:
+def quad(corner: Point, along: Point, up: Point, s: Surface) -> Solid:
     """The parallelogram corner + [0, 1] · along + [0, 1] · up, facing along × up."""
-    corner, along, up = (np.asarray(x, float) for x in (corner, along, up))
+    corner, along, up = np.asarray(corner, float), np.asarray(along, float), np.asarray(up, float)
     vertices = np.stack([corner, corner + along, corner + along + up, corner + up])
     wide, high = np.linalg.norm(along), np.linalg.norm(up)
     uv = np.array([[0, 0], [wide, 0], [wide, high], [0, high]])
@@ -38,12 +41,14 @@ def quad(corner: np.ndarray, along: np.ndarray, up: np.ndarray, s: Surface) -> S
 def _joined(solids: list[Solid]) -> Solid:
     starts = np.cumsum([0] + [len(s.vertices) for s in solids])
     faces = np.concatenate([s.faces + start for s, start in zip(solids, starts, strict=False)])
-    return Solid(np.concatenate([s.vertices for s in solids]), faces, np.concatenate([s.uv for s in solids]), solids[0].surface)
+    return Solid(
+        np.concatenate([s.vertices for s in solids]), faces, np.concatenate([s.uv for s in solids]), solids[0].surface
+    )
 
 
 def box(size: tuple[float, float, float], low: tuple[float, float, float], s: Surface) -> Solid:
     """An upright box of `size`, centred in x and y on `low`, whose z is the bottom."""
-    x, y, z = (np.array(axis, float) * length for axis, length in zip(np.eye(3), size, strict=True))
+    x, y, z = np.diag(size)
     corner = np.array(low, float) - x / 2 - y / 2
     sides = [(corner, x, z), (corner + x, y, z), (corner + x + y, -x, z), (corner + y, -y, z)]
     return _joined([quad(*side, s) for side in [*sides, (corner + z, x, y), (corner + y, x, -y)]])
@@ -78,8 +83,8 @@ def cushion(
 
 
 def tube(
-    start: np.ndarray | tuple[float, float, float],
-    end: np.ndarray | tuple[float, float, float],
+    start: Point,
+    end: Point,
     radius: float,
     s: Surface,
     radius_end: float | None = None,
@@ -95,9 +100,7 @@ def tube(
     top = radius if radius_end is None else radius_end
     vertices = np.concatenate([start + radius * ring, end + top * ring])
     i = np.arange(sides)
-    faces = np.concatenate(
-        [np.stack([i, i + 1, i + sides + 2], 1), np.stack([i, i + sides + 2, i + sides + 1], 1)]
-    )
+    faces = np.concatenate([np.stack([i, i + 1, i + sides + 2], 1), np.stack([i, i + sides + 2, i + sides + 1], 1)])
     around = turn * max(radius, top)
     uv = np.stack([np.tile(around, 2), np.repeat([0, np.linalg.norm(end - start)], sides + 1)], 1)
     return Solid(vertices, faces, uv, s)
@@ -122,7 +125,10 @@ def ring(centre: np.ndarray, axis: np.ndarray, radius: float, thick: float, s: S
     first = np.cross(axis, [1.0, 0, 0] if abs(axis[0]) < 0.7 else [0, 1.0, 0])
     first /= np.linalg.norm(first)
     second = np.cross(axis, first)
-    a, b = (x.ravel() for x in np.meshgrid(np.linspace(0, 2 * np.pi, sides + 1), np.linspace(0, 2 * np.pi, 7), indexing="ij"))
+    a, b = (
+        x.ravel()
+        for x in np.meshgrid(np.linspace(0, 2 * np.pi, sides + 1), np.linspace(0, 2 * np.pi, 7), indexing="ij")
+    )
     out = np.cos(a)[:, None] * first + np.sin(a)[:, None] * second
     vertices = np.asarray(centre) + out * (radius + thick * np.cos(b))[:, None] + axis * (thick * np.sin(b))[:, None]
     i = (np.arange(sides)[:, None] * 7 + np.arange(6)).ravel()
@@ -136,9 +142,14 @@ def extrusion(profile: list[tuple[float, float]], width: float, s: Surface, inse
     middle = points.mean(0)
     small = middle + (points - middle) * (1 - inset)
     count = len(points)
-    rows = [(small, -width / 2), (points, -width / 2 + 0.3 * inset), (points, width / 2 - 0.3 * inset), (small, width / 2)]
+    rows = [
+        (small, -width / 2),
+        (points, -width / 2 + 0.3 * inset),
+        (points, width / 2 - 0.3 * inset),
+        (small, width / 2),
+    ]
     pieces = []
-    for (lower, y0), (upper, y1) in zip(rows[:-1], rows[1:], strict=True):
+    for (lower, y0), (upper, y1) in pairwise(rows):
         for i in range(count):
             j = (i + 1) % count
             corners = [(*lower[i], y0), (*lower[j], y0), (*upper[j], y1), (*upper[i], y1)]
@@ -155,17 +166,22 @@ def extrusion(profile: list[tuple[float, float]], width: float, s: Surface, inse
 def leaves(rng: np.random.Generator, centres: np.ndarray, size: float, s: Surface, droop: float = 0.0) -> Solid:
     """Leaf-shaped quads (two triangles each) around points (N, 3), turned at random; u is a number of each leaf."""
     count = len(centres)
-    along = rng.normal(0, 1, (count, 3)) + [0, 0, -droop]
+    along = rng.normal(0, 1, (count, 3)) - np.array([0, 0, droop])
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     across = np.cross(along, rng.normal(0, 1, (count, 3)))
     across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-6)
     length = size * rng.uniform(0.6, 1.4, (count, 1))
     corners = np.stack(
-        [centres - along * length, centres + 0.45 * across * length, centres + along * length, centres - 0.45 * across * length],
+        [
+            centres - along * length,
+            centres + 0.45 * across * length,
+            centres + along * length,
+            centres - 0.45 * across * length,
+        ],
         1,
     )
     base = 4 * np.arange(count)[:, None]
-    faces = np.concatenate([base + [0, 1, 2], base + [0, 2, 3]])
+    faces = np.concatenate([base + np.array(triple) for triple in ((0, 1, 2), (0, 2, 3))])
     number = np.repeat(rng.random(count) * 50, 4)
     return Solid(corners.reshape(-1, 3), faces, np.stack([number, np.zeros_like(number)], 1), s)
 
@@ -189,7 +205,7 @@ def drape(corner: np.ndarray, along: np.ndarray, height: float, waves: int, dept
     along = np.asarray(along, float)
     normal = np.cross(along / np.linalg.norm(along), [0, 0, 1.0])
     line = np.asarray(corner) + t[:, None] * along + (depth * np.sin(2 * np.pi * waves * t))[:, None] * normal
-    vertices = np.concatenate([line, line + [0, 0, height]])
+    vertices = np.concatenate([line, line + np.array([0, 0, height])])
     i = np.arange(steps - 1)
     faces = np.concatenate([np.stack([i, i + 1, i + steps + 1], 1), np.stack([i, i + steps + 1, i + steps], 1)])
     u = t * np.linalg.norm(along)

@@ -41,11 +41,18 @@ def surface(
     spread: float = 0.06,
 ) -> Surface:
     """A surface of sRGB colours in [0, 255], each varied a little; missing ones repeat the last, darker."""
-    tones = [linear(np.array(colour)) * np.exp(rng.normal(0, spread, 1) + rng.normal(0, spread / 2, 3)) for colour in colours]
+    tones = [
+        linear(np.array(colour)) * np.exp(rng.normal(0, spread, 1) + rng.normal(0, spread / 2, 3)) for colour in colours
+    ]
     while len(tones) < 3:
         tones.append(tones[-1] * 0.7)
     return Surface(
-        pattern, np.clip(np.stack(tones), 0.003, 0.92).astype(np.float32), scale, int(rng.integers(1 << 16)), gloss, glow
+        pattern,
+        np.clip(np.stack(tones), 0.003, 0.92).astype(np.float32),
+        scale,
+        int(rng.integers(1 << 16)),
+        gloss,
+        glow,
     )
 
 
@@ -179,7 +186,10 @@ def _bark(s: Surface, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _leaf(s: Surface, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """u is a random number of each leaf: dark to light, some turned yellow."""
-    return _mix(np.repeat(s.colours[:1], len(u), 0), s.colours[1], _frac(u * 7.31)) * np.exp(0.6 * (_frac(u) - 0.5))[:, None]
+    return (
+        _mix(np.repeat(s.colours[:1], len(u), 0), s.colours[1], _frac(u * 7.31))
+        * np.exp(0.6 * (_frac(u) - 0.5))[:, None]
+    )
 
 
 def _water(s: Surface, u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -156,7 +156,15 @@ class Scene:
         weights = np.stack([found[:, 2], found[:, 3], 1 - found[:, 2] - found[:, 3]], 1)
         return found[:, 0].astype(np.int32), found[:, 1], weights
 
-    def shadow(self, points: np.ndarray, normals: np.ndarray, direction: np.ndarray, spread: float, seed: int, reach: float = 30.0) -> np.ndarray:
+    def shadow(
+        self,
+        points: np.ndarray,
+        normals: np.ndarray,
+        direction: np.ndarray,
+        spread: float,
+        seed: int,
+        reach: float = 30.0,
+    ) -> np.ndarray:
         """1 where one random ray into the key light's cone is free, else 0: float32 (M,).
 
         Args:

@@ -38,7 +38,7 @@ def metal(rng: np.random.Generator) -> Surface:
     return surface(rng, "plain", (tone, tone, tone * 1.03), gloss=0.08)
 
 
-def _any_tone(rng: np.random.Generator) -> tuple[float, float, float]:
+def any_tone(rng: np.random.Generator) -> tuple[float, float, float]:
     """Any colour, seldom a pure one."""
     grey, pure = rng.uniform(50, 215), rng.uniform(20, 235, 3)
     share = rng.uniform(0.15, 0.7)
@@ -62,15 +62,17 @@ def ornaments(rng: np.random.Generator, width: float, height: float) -> list[Sol
     x = -width / 2 + 0.1
     while x < width / 2 - 0.08:
         kind = int(rng.integers(5))
-        tone = surface(rng, "plain", _any_tone(rng), gloss=0.04)
+        tone = surface(rng, "plain", any_tone(rng), gloss=0.04)
         r, h = rng.uniform(0.04, 0.07), rng.uniform(0.14, 0.3)
         if kind == 0:
-            parts.append(lathe([(r * 0.7, 0), (r * 1.2, 0.4 * h), (r * 0.5, 0.85 * h), (r * 0.7, h)], (x, 0, height), tone))
+            parts.append(
+                lathe([(r * 0.7, 0), (r * 1.2, 0.4 * h), (r * 0.5, 0.85 * h), (r * 0.7, h)], (x, 0, height), tone)
+            )
             if rng.random() < 0.6:
                 parts += _stems(rng, (x, 0.0, height + h), 0.22)
         elif kind == 1:
             for i in range(int(rng.integers(1, 5))):
-                book = surface(rng, "plain", _any_tone(rng))
+                book = surface(rng, "plain", any_tone(rng))
                 parts.append(box((rng.uniform(0.14, 0.2), 0.16, 0.03), (x, 0, height + 0.03 * i), book))
         elif kind == 2:
             parts.append(lathe([(0.035, 0), (0.042, 0.09)], (x, 0, height), tone))
@@ -84,7 +86,9 @@ def ornaments(rng: np.random.Generator, width: float, height: float) -> list[Sol
 
 def _stems(rng: np.random.Generator, foot: tuple[float, float, float], reach: float) -> list[Solid]:
     green = surface(rng, "leaf", (58, 92, 40), (116, 146, 74), spread=0.15)
-    points = np.array(foot) + rng.normal(0, 1, (40, 3)) * [0.4 * reach, 0.4 * reach, 0.25 * reach] + [0, 0, 0.55 * reach]
+    points = (
+        np.array(foot) + rng.normal(0, 1, (40, 3)) * [0.4 * reach, 0.4 * reach, 0.25 * reach] + [0, 0, 0.55 * reach]
+    )
     return [leaves(rng, points, 0.2 * reach, green)]
 
 
@@ -97,7 +101,7 @@ def pictures(rng: np.random.Generator, x: float, y: float, count: int) -> list[S
     for i in range(count):
         left, low = x + (i - (count - 1) / 2) * (w + 0.12) - w / 2, 1.55 - h / 2
         mount = surface(rng, "plain", (236, 234, 228))
-        canvas = surface(rng, "painting", _any_tone(rng), _any_tone(rng), _any_tone(rng), scale=h, spread=0.2)
+        canvas = surface(rng, "painting", any_tone(rng), any_tone(rng), any_tone(rng), scale=h, spread=0.2)
         parts.append(box((w + 0.05, 0.03, h + 0.05), (left + w / 2, y - 0.015, low - 0.025), frame))
         parts.append(quad((left, y - 0.032, low), (w, 0, 0), (0, 0, h), mount))
         m = 0.12 * w if rng.random() < 0.6 else 0.0
@@ -124,7 +128,7 @@ def bookshelf(rng: np.random.Generator, width: float, height: float) -> list[Sol
     parts.append(box((width, 0.012, height), (0, depth / 2 - 0.01, 0), case))
     levels = int(height / 0.34)
     step = (height - 0.05) / levels
-    tones = [_any_tone(rng) for _ in range(9)]
+    tones = [any_tone(rng) for _ in range(9)]
     for level in range(levels + 1):
         z = 0.03 + level * step
         parts.append(box((width, depth, 0.022), (0, 0, z), case))
@@ -143,14 +147,17 @@ def bookshelf(rng: np.random.Generator, width: float, height: float) -> list[Sol
 def sofa(rng: np.random.Generator, width: float) -> list[Solid]:
     """Seat, back, arms and loose cushions; 0.85 m deep."""
     s, seats = cloth(rng), 2 if width < 1.7 else 3
-    parts = [cushion((width, 0.8, 0.3), (0, 0.02, 0.08), s, 0.05), cushion((width, 0.22, 0.75), (0, 0.32, 0.1), s, 0.08)]
+    parts = [
+        cushion((width, 0.8, 0.3), (0, 0.02, 0.08), s, 0.05),
+        cushion((width, 0.22, 0.75), (0, 0.32, 0.1), s, 0.08),
+    ]
     parts += [cushion((0.2, 0.82, 0.52), (x * (width / 2 - 0.1), 0, 0.08), s, 0.07) for x in (-1, 1)]
     inner = (width - 0.42) / seats
     for i in range(seats):
         x = -width / 2 + 0.21 + inner * (i + 0.5)
         parts.append(cushion((inner - 0.01, 0.6, 0.15), (x, -0.06, 0.36), s, 0.06))
         if rng.random() < 0.6:
-            loose = surface(rng, "rug", _any_tone(rng), _any_tone(rng), _any_tone(rng), scale=0.14)
+            loose = surface(rng, "rug", any_tone(rng), any_tone(rng), any_tone(rng), scale=0.14)
             parts.append(cushion((0.42, 0.15, 0.4), (x + rng.normal(0, 0.05), 0.14, 0.5), loose, 0.07))
     return parts
 
@@ -159,7 +166,9 @@ def sideboard(rng: np.random.Generator, width: float) -> list[Solid]:
     """A cupboard with doors or drawers, and things on it."""
     s, h, d = wood(rng), float(rng.uniform(0.55, 0.95)), 0.42
     parts = [box((width, d, h - 0.12), (0, 0, 0.12), s), box((width + 0.03, d + 0.03, 0.025), (0, 0, h), s)]
-    parts += [box((0.04, 0.04, 0.12), (x * (width / 2 - 0.06), y * (d / 2 - 0.05), 0), s) for x in (-1, 1) for y in (-1, 1)]
+    parts += [
+        box((0.04, 0.04, 0.12), (x * (width / 2 - 0.06), y * (d / 2 - 0.05), 0), s) for x in (-1, 1) for y in (-1, 1)
+    ]
     fronts, handle = int(rng.integers(2, 4)), metal(rng)
     rows = int(rng.integers(1, 4))
     for i in range(fronts):
@@ -179,7 +188,12 @@ def radiator(rng: np.random.Generator, width: float, s: Surface) -> list[Solid]:
 def potted_plant(rng: np.random.Generator, height: float) -> list[Solid]:
     """A pot with a leafy or palm-like plant."""
     pot_height, r = float(np.clip(0.3 * height, 0.15, 0.4)), float(np.clip(0.16 * height, 0.09, 0.22))
-    pot = surface(rng, "plain", *[(176, 96, 64), (220, 218, 212), (70, 72, 76), (160, 140, 110)][int(rng.integers(4)) :], gloss=0.02)
+    pot = surface(
+        rng,
+        "plain",
+        *[(176, 96, 64), (220, 218, 212), (70, 72, 76), (160, 140, 110)][int(rng.integers(4)) :],
+        gloss=0.02,
+    )
     earth = surface(rng, "earth", (58, 44, 34))
     parts = [
         lathe([(0.75 * r, 0), (r, pot_height), (0.88 * r, pot_height), (0.85 * r, pot_height - 0.03)], (0, 0, 0), pot),
@@ -190,17 +204,23 @@ def potted_plant(rng: np.random.Generator, height: float) -> list[Solid]:
     if rng.random() < 0.5:
         count = int(90 + 120 * tall)
         radius = 0.32 * tall * rng.random(count) ** 0.4 + 0.05
-        turn, up = rng.uniform(0, 2 * np.pi, count), rng.uniform(0.1, 1.0, count)
-        points = np.stack([radius * np.cos(turn), radius * np.sin(turn), pot_height + tall * up], 1)
+        turns, up = rng.uniform(0, 2 * np.pi, count), rng.uniform(0.1, 1.0, count)
+        points = np.stack([radius * np.cos(turns), radius * np.sin(turns), pot_height + tall * up], 1)
         stem = surface(rng, "bark", (92, 78, 56))
-        parts.append(tube((0, 0, pot_height - 0.03), (0, 0, pot_height + 0.8 * tall), 0.012 + 0.01 * tall, stem, sides=6))
+        parts.append(
+            tube((0, 0, pot_height - 0.03), (0, 0, pot_height + 0.8 * tall), 0.012 + 0.01 * tall, stem, sides=6)
+        )
         return [*parts, leaves(rng, points, 0.055 + 0.04 * tall, green, 0.3)]
     for _ in range(int(rng.integers(9, 16))):  # arching blades
         turn, reach = rng.uniform(0, 2 * np.pi), tall * rng.uniform(0.3, 0.7)
         t = np.linspace(0, 1, 9)
         out = np.array([np.cos(turn), np.sin(turn)])
         line = np.concatenate(
-            [out * (reach * t**1.3)[:, None], (pot_height + tall * (1.5 * t - 0.75 * t**2) * rng.uniform(0.7, 1.1))[:, None]], 1
+            [
+                out * (reach * t**1.3)[:, None],
+                (pot_height + tall * (1.5 * t - 0.75 * t**2) * rng.uniform(0.7, 1.1))[:, None],
+            ],
+            1,
         )
         wide = 0.035 * (0.4 + tall) * np.sin(np.pi * np.clip(t * 0.9 + 0.1, 0, 1))[:, None] * [-out[1], out[0], 0]
         vertices = np.concatenate([line - wide, line + wide])
@@ -230,10 +250,29 @@ def chair(rng: np.random.Generator, height: float, size: float = 0.44) -> list[S
     parts = [cushion((size, size, thick), (0, 0, height - thick), seat, 0.03 if soft else 0.012)]
     for x in (-1, 1):
         for y in (-1, 1):
-            parts.append(tube((x * (size / 2 - 0.02), y * (size / 2 - 0.02), 0), (x * (size / 2 - 0.04), y * (size / 2 - 0.04), height - thick), 0.018, s, sides=8))
-        parts.append(tube((x * (size / 2 - 0.03), size / 2 - 0.03, height - 0.03), (x * (size / 2 - 0.04), size / 2 + 0.06, height + 0.45), 0.016, s, sides=8))
+            parts.append(
+                tube(
+                    (x * (size / 2 - 0.02), y * (size / 2 - 0.02), 0),
+                    (x * (size / 2 - 0.04), y * (size / 2 - 0.04), height - thick),
+                    0.018,
+                    s,
+                    sides=8,
+                )
+            )
+        parts.append(
+            tube(
+                (x * (size / 2 - 0.03), size / 2 - 0.03, height - 0.03),
+                (x * (size / 2 - 0.04), size / 2 + 0.06, height + 0.45),
+                0.016,
+                s,
+                sides=8,
+            )
+        )
     if rng.random() < 0.5:
-        parts += [box((size - 0.06, 0.02, 0.07), (0, size / 2 + 0.01 + 0.16 * (z - 0.1), height + z), s) for z in (0.14, 0.26, 0.38)]
+        parts += [
+            box((size - 0.06, 0.02, 0.07), (0, size / 2 + 0.01 + 0.16 * (z - 0.1), height + z), s)
+            for z in (0.14, 0.26, 0.38)
+        ]
     else:
         parts.append(cushion((size - 0.04, 0.05, 0.3), (0, size / 2 + 0.045, height + 0.16), seat, 0.02))
     return parts
@@ -245,8 +284,14 @@ def bench(rng: np.random.Generator, height: float) -> list[Solid]:
     parts = [box((w, 0.085, 0.035), (0, y, height - 0.035), s) for y in (-0.16, -0.06, 0.04, 0.14)]
     parts += [box((w, 0.025, 0.1), (0, 0.24 + 0.25 * z, height + z), s) for z in (0.14, 0.28)]
     for x in (-w / 2 + 0.12, w / 2 - 0.12):
-        parts += [tube((x, -0.18, 0), (x, -0.16, height - 0.03), 0.022, iron), tube((x, 0.26, 0), (x, 0.2, height - 0.03), 0.022, iron)]
-        parts += [tube((x, 0.2, height - 0.03), (x, 0.33, height + 0.42), 0.02, iron), box((0.04, 0.44, 0.02), (x, 0.0, height - 0.055), iron)]
+        parts += [
+            tube((x, -0.18, 0), (x, -0.16, height - 0.03), 0.022, iron),
+            tube((x, 0.26, 0), (x, 0.2, height - 0.03), 0.022, iron),
+        ]
+        parts += [
+            tube((x, 0.2, height - 0.03), (x, 0.33, height + 0.42), 0.02, iron),
+            box((0.04, 0.44, 0.02), (x, 0.0, height - 0.055), iron),
+        ]
     return parts
 
 

@@ -31,11 +31,15 @@ def _wall_surface(rng: np.random.Generator) -> Surface:
     pattern = str(rng.choice(["plaster", "wallpaper", "bricks", "tiles"], p=[0.74, 0.14, 0.07, 0.05]))
     if pattern == "bricks":
         pale = rng.random() < 0.4
-        return surface(rng, "bricks", (214, 208, 200) if pale else (150, 92, 72), (120, 80, 66), (190, 182, 172), scale=0.22)
+        return surface(
+            rng, "bricks", (214, 208, 200) if pale else (150, 92, 72), (120, 80, 66), (190, 182, 172), scale=0.22
+        )
     if pattern == "tiles":
-        return surface(rng, "tiles", (222, 224, 222), (200, 200, 200), (150, 150, 148), scale=rng.uniform(0.12, 0.3), gloss=0.03)
-    second = tuple(float(np.clip(x * rng.uniform(0.86, 1.08), 0, 250)) for x in tone)
-    return surface(rng, pattern, tone, second, scale=rng.uniform(0.14, 0.5))
+        return surface(
+            rng, "tiles", (222, 224, 222), (200, 200, 200), (150, 150, 148), scale=rng.uniform(0.12, 0.3), gloss=0.03
+        )
+    red, green, blue = (float(np.clip(x * rng.uniform(0.86, 1.08), 0, 250)) for x in tone)
+    return surface(rng, pattern, tone, (red, green, blue), scale=rng.uniform(0.14, 0.5))
 
 
 def _floor_surface(rng: np.random.Generator) -> Surface:
@@ -44,7 +48,9 @@ def _floor_surface(rng: np.random.Generator) -> Surface:
         return surface(rng, "planks", _WOODS[int(rng.integers(len(_WOODS)))], scale=rng.uniform(0.08, 0.2), gloss=0.02)
     if pattern == "tiles":
         tone = float(rng.uniform(110, 215))
-        return surface(rng, "tiles", (tone, tone * 0.97, tone * 0.92), (120, 118, 112), scale=rng.uniform(0.3, 0.6), gloss=0.03)
+        return surface(
+            rng, "tiles", (tone, tone * 0.97, tone * 0.92), (120, 118, 112), scale=rng.uniform(0.3, 0.6), gloss=0.03
+        )
     tone = float(rng.uniform(80, 180))
     return surface(rng, "carpet", (tone, tone * rng.uniform(0.88, 1), tone * rng.uniform(0.8, 1.05)))
 
@@ -63,7 +69,9 @@ def _window(rng: np.random.Generator, x: float, y: float, white: Surface) -> lis
         for side in (-1, 1):
             across = rng.uniform(0.25, 0.5)
             start = x + side * (wide / 2 + 0.12) - across / 2
-            parts.append(drape(np.array([start, y - 0.12, 0.05]), np.array([across, 0, 0]), sill + high + 0.15, 4, 0.03, cloth))
+            parts.append(
+                drape(np.array([start, y - 0.12, 0.05]), np.array([across, 0, 0]), sill + high + 0.15, 4, 0.03, cloth)
+            )
     if rng.random() < 0.4:
         parts += placed(f.radiator(rng, min(wide, 1.2), white), (x, y - 0.08, 0.0))
     return parts
@@ -133,7 +141,10 @@ def random_room(rng: np.random.Generator, camera: Camera) -> Place:
     white = surface(rng, "plain", (232, 230, 224) if rng.random() < 0.8 else _WOODS[int(rng.integers(len(_WOODS)))])
     y, ceiling, width = float(rng.choice([rng.uniform(1.0, 1.8), rng.uniform(1.8, 4.5)])), rng.uniform(2.45, 3.0), 5.0
     turn = rng.normal(0, 0.3)
-    parts = [quad((-width, y, 0), (2 * width, 0, 0), (0, 0, ceiling), wall), box((2 * width, 0.02, 0.09), (0, y - 0.01, 0), white)]
+    parts = [
+        quad((-width, y, 0), (2 * width, 0, 0), (0, 0, ceiling), wall),
+        box((2 * width, 0.02, 0.09), (0, y - 0.01, 0), white),
+    ]
     parts += _wall_things(rng, width, y, white)
     for side in (-1, 1):
         if rng.random() < 0.55:
@@ -145,14 +156,17 @@ def random_room(rng: np.random.Generator, camera: Camera) -> Place:
             ]
             parts += placed(aside, (x, y - length / 2, 0), -side * np.pi / 2)
     if rng.random() < 0.4:
-        tones = [tuple(float(t) for t in rng.uniform(60, 210, 3) * 0.6 + 60) for _ in range(3)]
-        rug = surface(rng, "rug", *tones, scale=rng.uniform(0.25, 0.6))
+        rug = surface(rng, "rug", *(f.any_tone(rng) for _ in range(3)), scale=rng.uniform(0.25, 0.6))
         wide, deep = rng.uniform(1.5, 2.6), rng.uniform(1.2, 2.0)
-        parts.append(quad((-wide / 2 + rng.normal(0, 0.4), rng.uniform(-1.0, 0.0), 0.003), (wide, 0, 0), (0, deep, 0), rug))
+        parts.append(
+            quad((-wide / 2 + rng.normal(0, 0.4), rng.uniform(-1.0, 0.0), 0.003), (wide, 0, 0), (0, deep, 0), rug)
+        )
     if y > 2.6 and rng.random() < 0.6:
         place = (float(rng.choice([-1, 1]) * rng.uniform(0.8, 1.6)), y - rng.uniform(1.2, 1.5), 0)
         parts += placed(f.table_with_chairs(rng), place, rng.uniform(-0.4, 0.4))
     tone = np.asarray(wall.colours[0])
     sky = Sky(tone * 0.9, tone * 0.7, 0.0, np.zeros((0, 3)), 0)
     words = str(rng.choice(["in a room", "in a living room", "indoors"]))
-    return Place(words, placed(parts, (0, 0, 0), camera.heading - np.pi / 2 + turn), floor, ceiling, sky, _light(rng, camera))
+    return Place(
+        words, placed(parts, (0, 0, 0), camera.heading - np.pi / 2 + turn), floor, ceiling, sky, _light(rng, camera)
+    )

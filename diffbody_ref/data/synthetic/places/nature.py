@@ -18,7 +18,9 @@ def _scatter(rng: np.random.Generator, count: int, near: float, far: float) -> n
     return np.stack([distance * np.sin(angle), distance * np.cos(angle)], 1)
 
 
-def _trees(rng: np.random.Generator, count: int, near: float, far: float, green: Surface, wood: Surface, firs: float) -> list[Solid]:
+def _trees(
+    rng: np.random.Generator, count: int, near: float, far: float, green: Surface, wood: Surface, firs: float
+) -> list[Solid]:
     parts: list[Solid] = []
     for x, y in _scatter(rng, count, near, far):
         away = float(np.hypot(x, y))
@@ -54,7 +56,11 @@ def random_nature(rng: np.random.Generator, camera: Camera) -> Place:
         stone = surface(rng, "asphalt", (134, 128, 120), scale=0.3)
         for x, y in _scatter(rng, 7, 1.5, 7):
             size = rng.uniform(0.1, 0.5, 3) * [1.4, 1.2, 0.7]
-            parts += placed([cushion(tuple(size), (0, 0, -0.2 * size[2]), stone, float(size.min() / 2))], (x, y, 0), rng.uniform(0, 3))
+            parts += placed(
+                [cushion(tuple(size), (0, 0, -0.2 * size[2]), stone, float(size.min() / 2))],
+                (x, y, 0),
+                rng.uniform(0, 3),
+            )
     else:
         trees = {"meadow": (7, 8.0), "park": (12, 3.5), "wood": (34, 2.2)}[kind]
         firs = float(rng.choice([0.0, 0.3, 1.0], p=[0.55, 0.3, 0.15]))
@@ -62,7 +68,9 @@ def random_nature(rng: np.random.Generator, camera: Camera) -> Place:
         parts += _trees(rng, 26, 28.0, 60.0, plants.foliage(rng), wood, firs)
         shrubs = plants.foliage(rng)
         for x, y in _scatter(rng, int(rng.integers(2, 9)), 1.8, 14):
-            parts += plants.shrub(rng, (float(x), float(y)), float(rng.uniform(0.4, 1.5)), shrubs, 1.2 if y < 6 else 0.6)
+            parts += plants.shrub(
+                rng, (float(x), float(y)), float(rng.uniform(0.4, 1.5)), shrubs, 1.2 if y < 6 else 0.6
+            )
     if kind in ("park", "meadow") and rng.random() < 0.6:
         path = surface(rng, "earth", (176, 160, 134), (150, 134, 110), scale=0.1)
         wide = rng.uniform(1.2, 2.6)
@@ -71,10 +79,19 @@ def random_nature(rng: np.random.Generator, camera: Camera) -> Place:
     if kind in ("park", "meadow") and rng.random() < 0.25:
         parts += _fence(rng, float(rng.uniform(2, 7)))
     if kind != "shore":
-        blade = surface(rng, "leaf", tuple(255 * lawn.colours[0] ** (1 / 2.2) * 0.85), tuple(255 * lawn.colours[1] ** (1 / 2.2) * 1.1))
+        blade = surface(
+            rng,
+            "leaf",
+            tuple(255 * lawn.colours[0] ** (1 / 2.2) * 0.85),
+            tuple(255 * lawn.colours[1] ** (1 / 2.2) * 1.1),
+        )
         parts += plants.turf(rng, blade, float(rng.uniform(0.04, 0.13)), 4.5, 2600 if kind != "wood" else 500)
     if kind == "meadow" and rng.random() < 0.6:
         tone = ((236, 226, 120), (230, 230, 236), (200, 90, 110), (150, 120, 190))[int(rng.integers(4))]
         parts += plants.turf(rng, surface(rng, "leaf", tone, tone), 0.12, 6.0, 160)
-    words = {"meadow": "in a meadow", "park": "in a park", "wood": "outdoors among trees", "shore": "at the water"}[kind]
-    return Place(words, placed(parts, (0, 0, 0), camera.heading - np.pi / 2 + rng.normal(0, 0.05)), ground, 0.0, sky, light)
+    words = {"meadow": "in a meadow", "park": "in a park", "wood": "outdoors among trees", "shore": "at the water"}[
+        kind
+    ]
+    return Place(
+        words, placed(parts, (0, 0, 0), camera.heading - np.pi / 2 + rng.normal(0, 0.05)), ground, 0.0, sky, light
+    )

@@ -36,18 +36,26 @@ def _ball(rng: np.random.Generator, count: int, radius: np.ndarray) -> np.ndarra
 
 
 def tree(
-    rng: np.random.Generator, foot: tuple[float, float], height: float, green: Surface, wood: Surface, detail: float = 1.0
+    rng: np.random.Generator,
+    foot: tuple[float, float],
+    height: float,
+    green: Surface,
+    wood: Surface,
+    detail: float = 1.0,
 ) -> list[Solid]:
     """A broad-leaved tree: crown of several balls of leaves on branches; `detail` scales the number of leaves."""
     base = np.array([*foot, 0.0])
     thick, fork = 0.022 * height * rng.uniform(0.8, 1.4), height * rng.uniform(0.28, 0.42)
-    top = base + [rng.normal(0, 0.03) * height, rng.normal(0, 0.03) * height, fork]
-    parts = [tube(base, base + 0.12 * (top - base), 1.5 * thick, wood, thick), tube(base + 0.1 * (top - base), top, thick, wood, 0.75 * thick)]
+    top = base + np.array([*rng.normal(0, 0.03 * height, 2), fork])
+    parts = [
+        tube(base, base + 0.12 * (top - base), 1.5 * thick, wood, thick),
+        tube(base + 0.1 * (top - base), top, thick, wood, 0.75 * thick),
+    ]
     points = []
     count = int(300 * detail)
     for _ in range(int(rng.integers(5, 8))):
         reach = rng.normal(0, 0.17, 3) * height + np.array([0, 0, 0.36 * height])
-        centre = top + reach * [1, 1, rng.uniform(0.4, 1.2)]
+        centre = top + reach * np.array([1, 1, rng.uniform(0.4, 1.2)])
         if detail > 0.3:
             parts.append(tube(top, centre, 0.4 * thick, wood, 0.1 * thick, sides=6))
         points.append(centre + _ball(rng, count // 6, np.array([0.2, 0.2, 0.15]) * height * rng.uniform(0.7, 1.2)))
@@ -55,21 +63,32 @@ def tree(
     return [*parts, leaves(rng, np.concatenate(points), size, green, 0.3)]
 
 
-def conifer(rng: np.random.Generator, foot: tuple[float, float], height: float, green: Surface, wood: Surface, detail: float = 1.0) -> list[Solid]:
+def conifer(
+    rng: np.random.Generator,
+    foot: tuple[float, float],
+    height: float,
+    green: Surface,
+    wood: Surface,
+    detail: float = 1.0,
+) -> list[Solid]:
     """A spruce: whorls of drooping twigs in a cone."""
     count = int(320 * detail)
     up = rng.random(count) ** 0.8
     turn, out = rng.uniform(0, 2 * np.pi, count), 0.2 * height * (1.04 - up) * rng.random(count) ** 0.4
-    points = np.stack([foot[0] + out * np.cos(turn), foot[1] + out * np.sin(turn), height * (0.1 + 0.9 * up) - 0.35 * out], 1)
+    points = np.stack(
+        [foot[0] + out * np.cos(turn), foot[1] + out * np.sin(turn), height * (0.1 + 0.9 * up) - 0.35 * out], 1
+    )
     trunk = tube((*foot, 0.0), (*foot, 0.9 * height), 0.016 * height, wood, 0.004 * height, sides=6)
     return [trunk, leaves(rng, points, 0.032 * height / max(detail, 0.1) ** 0.5, green, 1.0)]
 
 
-def shrub(rng: np.random.Generator, foot: tuple[float, float], size: float, green: Surface, detail: float = 1.0) -> list[Solid]:
+def shrub(
+    rng: np.random.Generator, foot: tuple[float, float], size: float, green: Surface, detail: float = 1.0
+) -> list[Solid]:
     """A bush about `size` high."""
     centre = np.array([*foot, 0.42 * size])
     points = centre + _ball(rng, int(220 * detail), np.array([0.6, 0.6, 0.5]) * size)
-    return [leaves(rng, points * [1, 1, 1] + [0, 0, 0.02], 0.07 * size / max(detail, 0.1) ** 0.5, green)]
+    return [leaves(rng, points, 0.07 * size / max(detail, 0.1) ** 0.5, green)]
 
 
 def turf(rng: np.random.Generator, green: Surface, height: float, radius: float, count: int) -> list[Solid]:

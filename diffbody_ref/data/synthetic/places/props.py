@@ -18,9 +18,14 @@ def _rail(rng: np.random.Generator, height: float, length: float) -> list[Solid]
     """A railing along x: a bar on posts, with bars or a lower rail."""
     s = f.metal(rng)
     parts = [tube((-length / 2, 0, height - 0.025), (length / 2, 0, height - 0.025), 0.025, s)]
-    parts += [tube((x, 0, 0), (x, 0, height - 0.025), 0.022, s, sides=6) for x in np.linspace(-length / 2, length / 2, 4)]
+    parts += [
+        tube((x, 0, 0), (x, 0, height - 0.025), 0.022, s, sides=6) for x in np.linspace(-length / 2, length / 2, 4)
+    ]
     if rng.random() < 0.5:
-        parts += [tube((x, 0, 0.1), (x, 0, height - 0.03), 0.008, s, sides=4) for x in np.arange(-length / 2, length / 2, 0.12)]
+        parts += [
+            tube((x, 0, 0.1), (x, 0, height - 0.03), 0.008, s, sides=4)
+            for x in np.arange(-length / 2, length / 2, 0.12)
+        ]
     return [*parts, tube((-length / 2, 0, 0.12), (length / 2, 0, 0.12), 0.014, s, sides=6)]
 
 
@@ -29,7 +34,9 @@ def support(rng: np.random.Generator, person: Actor, outdoors: bool) -> tuple[li
     need, v = person.pose.support, person.vertices
     if need == "seat":
         hips = person.posed.keypoints[[kp.INDEX["left_hip"], kp.INDEX["right_hip"]]].mean(0)
-        below = v[(np.abs(v[:, 0] - hips[0]) < 0.2) & (np.abs(v[:, 1] - hips[1] - 0.02) < 0.12) & (v[:, 2] > 0.2 * hips[2])]
+        below = v[
+            (np.abs(v[:, 0] - hips[0]) < 0.2) & (np.abs(v[:, 1] - hips[1] - 0.02) < 0.12) & (v[:, 2] > 0.2 * hips[2])
+        ]
         height = float(np.quantile(below[:, 2], 0.02)) + 0.015  # cloth and flesh give
         things, words = f.seat(rng, height, outdoors)
         return placed(things, (float(hips[0]), float(hips[1]) - 0.03, 0)), words
@@ -37,10 +44,24 @@ def support(rng: np.random.Generator, person: Actor, outdoors: bool) -> tuple[li
         back = v[(v[:, 2] > 0.45 * v[:, 2].max()) & (v[:, 2] < 0.8 * v[:, 2].max())]
         y = float(back[:, 1].max()) - 0.01
         if rng.random() < 0.5:
-            s = surface(rng, "bricks" if rng.random() < 0.4 else "plaster", (176, 160, 142), (120, 100, 84), (186, 180, 170), scale=0.22)
+            s = surface(
+                rng,
+                "bricks" if rng.random() < 0.4 else "plaster",
+                (176, 160, 142),
+                (120, 100, 84),
+                (186, 180, 170),
+                scale=0.22,
+            )
             return [box((float(rng.uniform(0.5, 3.0)), 0.35, 3.2), (rng.normal(0, 0.1), y + 0.175, 0), s)], ""
         r = float(rng.uniform(0.14, 0.24))
-        return [lathe([(r, 0), (r, 3.2)], (0.0, y + r, 0), plants.bark(rng) if outdoors else surface(rng, "plaster", (206, 202, 196)), 20)], ""
+        return [
+            lathe(
+                [(r, 0), (r, 3.2)],
+                (0.0, y + r, 0),
+                plants.bark(rng) if outdoors else surface(rng, "plaster", (206, 202, 196)),
+                20,
+            )
+        ], ""
     if need == "rail":
         wrists = person.posed.keypoints[[kp.INDEX["left_wrist"], kp.INDEX["right_wrist"]]]
         return placed(_rail(rng, float(wrists[:, 2].min()) - 0.03, 4.0), (0, float(wrists[:, 1].min()) - 0.07, 0)), ""
@@ -106,3 +127,21 @@ def _hidden_share(person: Actor, camera: Camera, things: list[Solid]) -> float:
     face, hit, _ = scene_of(things).trace(camera.position, rays / depth[:, None])
     hidden = (face >= 0) & (hit < depth)
     return 1.0 if hidden[:5].sum() > 2 else float(hidden.mean())
+
+
+def unobstructed(solids: list[Solid], person: Actor, camera: Camera, height: int, width: int) -> list[Solid]:
+    """The solids without those that hide the person, or that fill the view from right before the camera."""
+    points = np.concatenate([person.posed.keypoints[kp.BODY], person.vertices[::61]]) - camera.position
+    depth = np.linalg.norm(points, axis=1)
+    view = camera.rays(height, width, 1)[:: height // 12, :: width // 6].reshape(-1, 3)
+    rays = np.concatenate([points / depth[:, None], view])
+    reach = np.concatenate([depth - 0.1, np.full(len(view), 0.45 * np.median(depth))])
+    numbers = np.repeat(np.arange(len(solids)), [len(s.faces) for s in solids])
+    for _ in range(4):  # what stood behind another shows once that is gone
+        face, hit, _ = scene_of(solids).trace(camera.position, rays)
+        bad = np.unique(numbers[face[(face >= 0) & (hit < reach)]])
+        if not len(bad):
+            break
+        solids = [s for i, s in enumerate(solids) if i not in set(bad.tolist())]
+        numbers = np.repeat(np.arange(len(solids)), [len(s.faces) for s in solids])
+    return solids

@@ -23,7 +23,16 @@ _PLASTERS = (
     (156, 164, 160),
     (134, 92, 76),
 )
-_CARS = ((40, 42, 46), (190, 192, 194), (230, 230, 228), (110, 24, 26), (40, 62, 104), (92, 96, 100), (20, 20, 22), (70, 84, 72))
+_CARS = (
+    (40, 42, 46),
+    (190, 192, 194),
+    (230, 230, 228),
+    (110, 24, 26),
+    (40, 62, 104),
+    (92, 96, 100),
+    (20, 20, 22),
+    (70, 84, 72),
+)
 
 
 def _house(rng: np.random.Generator) -> Surface:
@@ -52,7 +61,10 @@ def car(rng: np.random.Generator) -> list[Solid]:
             parts += [ring(hub, np.array([0, 1, 0]), 0.22, 0.1, black, 16), *_disc(hub, side, 0.19, rim)]
     for side in (-1, 1):
         red, lamp = surface(rng, "plain", (150, 20, 18), gloss=0.1), surface(rng, "plain", (220, 222, 224), gloss=0.2)
-        parts += [box((0.06, 0.35, 0.14), (-2.11, side * 0.58, 0.6), red), box((0.06, 0.35, 0.12), (2.11, side * 0.58, 0.58), lamp)]
+        parts += [
+            box((0.06, 0.35, 0.14), (-2.11, side * 0.58, 0.6), red),
+            box((0.06, 0.35, 0.12), (2.11, side * 0.58, 0.58), lamp),
+        ]
         parts.append(box((0.03, 0.5, 0.12), (side * 2.13, 0, 0.42), black))
     return placed(parts, (0, 0, 0), np.pi / 2)
 
@@ -60,7 +72,7 @@ def car(rng: np.random.Generator) -> list[Solid]:
 def _disc(hub: np.ndarray, side: float, radius: float, s: Surface) -> list[Solid]:
     turn = np.linspace(0, 2 * np.pi, 13)[:-1]
     rim = hub + np.stack([radius * np.cos(turn), 0 * turn + 0.06 * side, radius * np.sin(turn)], 1)
-    vertices = np.concatenate([[hub + [0, 0.08 * side, 0]], rim])
+    vertices = np.concatenate([hub[None] + np.array([0, 0.08 * side, 0]), rim])
     i = np.arange(12)
     return [Solid(vertices, np.stack([0 * i, i + 1, (i + 1) % 12 + 1], 1), vertices[:, [0, 2]], s)]
 
@@ -73,15 +85,30 @@ def bicycle(rng: np.random.Generator) -> list[Solid]:
     rear, front = np.array([-0.52, 0, 0.34]), np.array([0.54, 0, 0.34])
     crank, saddle, head = np.array([-0.08, 0, 0.29]), np.array([-0.25, 0, 0.86]), np.array([0.38, 0, 0.82])
     parts = [ring(hub, side, 0.33, 0.018, black, 26) for hub in (rear, front)]
-    spokes = [hub + 0.32 * np.array([np.cos(a), 0, np.sin(a)]) for hub in (rear, front) for a in np.linspace(0, 2 * np.pi, 13)[:-1]]
+    spokes = [
+        hub + 0.32 * np.array([np.cos(a), 0, np.sin(a)])
+        for hub in (rear, front)
+        for a in np.linspace(0, 2 * np.pi, 13)[:-1]
+    ]
     hubs = [hub for hub in (rear, front) for _ in range(12)]
     parts += [tube(hub, end, 0.003, steel, sides=3) for hub, end in zip(hubs, spokes, strict=True)]
-    bars = [(rear, crank), (crank, saddle), (rear, saddle - [0, 0, 0.08]), (crank, head - [0, 0, 0.12]), (saddle - [0, 0, 0.12], head), (head + [-0.03, 0, 0.12], front)]
+    bars = [
+        (rear, crank),
+        (crank, saddle),
+        (rear, saddle - [0, 0, 0.08]),
+        (crank, head - [0, 0, 0.12]),
+        (saddle - [0, 0, 0.12], head),
+        (head - np.array([0.03, 0, -0.12]), front),
+    ]
     parts += [tube(a, b, 0.017, paint, sides=6) for a, b in bars]
-    grip = head + [-0.04, 0, 0.16]
-    parts += [tube(grip - [0, 0.28, 0], grip + [0, 0.28, 0], 0.013, steel, sides=6)]
-    parts += [tube(grip + [0, y, 0], grip + [-0.14, 1.25 * y, 0.02], 0.018, black, sides=6) for y in (-0.24, 0.24)]
-    parts += [cushion((0.26, 0.16, 0.07), tuple(saddle), black, 0.03), ring(crank, side, 0.09, 0.008, steel, 14)]
+    grip = head - np.array([0.04, 0, -0.16])
+    wide = np.array([0, 0.28, 0])
+    parts.append(tube(grip - wide, grip + wide, 0.013, steel, sides=6))
+    parts += [
+        tube(grip + np.array([0, y, 0]), grip + np.array([-0.14, 1.25 * y, 0.02]), 0.018, black, sides=6)
+        for y in (-0.24, 0.24)
+    ]
+    parts += [cushion((0.26, 0.16, 0.07), (-0.25, 0, 0.86), black, 0.03), ring(crank, side, 0.09, 0.008, steel, 14)]
     if rng.random() < 0.4:
         basket = surface(rng, "wood", (120, 92, 62), scale=0.1)
         parts.append(lathe([(0.12, 0), (0.17, 0.24), (0.16, 0.24), (0.11, 0.01)], (0.6, 0, 0.78), basket))
@@ -91,14 +118,20 @@ def bicycle(rng: np.random.Generator) -> list[Solid]:
 def street_lamp(rng: np.random.Generator, s: Surface) -> list[Solid]:
     """A post with a lamp head."""
     head = surface(rng, "plain", (230, 226, 214), gloss=0.05)
-    return [lathe([(0.1, 0), (0.09, 0.5), (0.05, 0.6), (0.04, 4.2)], (0, 0, 0), s, 8), lathe([(0.08, 4.2), (0.2, 4.6), (0.02, 4.8)], (0, 0, 0), head, 8)]
+    return [
+        lathe([(0.1, 0), (0.09, 0.5), (0.05, 0.6), (0.04, 4.2)], (0, 0, 0), s, 8),
+        lathe([(0.08, 4.2), (0.2, 4.6), (0.02, 4.8)], (0, 0, 0), head, 8),
+    ]
 
 
 def road_sign(rng: np.random.Generator, s: Surface) -> list[Solid]:
     """A round or square plate on a pole, facing -y."""
     tone = ((30, 70, 150), (180, 30, 34), (232, 230, 226), (40, 110, 70))[int(rng.integers(4))]
     plate = surface(rng, "letters", tone, (236, 236, 232), scale=0.2)
-    return [tube((0, 0, 0), (0, 0, 2.6), 0.03, s, sides=6), box((0.5, 0.02, float(rng.uniform(0.3, 0.6))), (0, -0.04, 2.0), plate)]
+    return [
+        tube((0, 0, 0), (0, 0, 2.6), 0.03, s, sides=6),
+        box((0.5, 0.02, float(rng.uniform(0.3, 0.6))), (0, -0.04, 2.0), plate),
+    ]
 
 
 def _row(rng: np.random.Generator, x: float, facing: float, last: float) -> list[Solid]:
@@ -112,9 +145,17 @@ def _row(rng: np.random.Generator, x: float, facing: float, last: float) -> list
         house = box((back, wide, high), (front - facing * back / 2, y + wide / 2, 0), _house(rng))
         cap = extrusion([(-back / 2, 0), (back / 2, 0), (0.3, 2.2), (-0.3, 2.2)], wide, roof)
         parts += [house, *placed([cap], (front - facing * back / 2, y + wide / 2, high))]
-        parts.append(box((0.25, wide, 0.2), (front + facing * 0.08, y + wide / 2, high - 0.2), surface(rng, "plain", (206, 200, 188))))
+        parts.append(
+            box(
+                (0.25, wide, 0.2),
+                (front + facing * 0.08, y + wide / 2, high - 0.2),
+                surface(rng, "plain", (206, 200, 188)),
+            )
+        )
         if rng.random() < 0.35:
-            awning = surface(rng, "rug", *[_PLASTERS[0], (140, 44, 40), (60, 84, 66)][int(rng.integers(3)) :], scale=0.5)
+            awning = surface(
+                rng, "rug", *[_PLASTERS[0], (140, 44, 40), (60, 84, 66)][int(rng.integers(3)) :], scale=0.5
+            )
             at = y + rng.uniform(0.5, wide - 3)
             parts.append(quad((front, at, 3.0), (0, facing * 2.6, 0), (facing * 1.3, 0, -0.6), awning))
         y += wide
@@ -128,7 +169,9 @@ def _kerbside(rng: np.random.Generator, kerb: float, side: float, last: float) -
     cars = rng.random() < 0.75
     for y in np.arange(-12.0, last, 5.6):
         if cars and rng.random() < 0.7:
-            parts += placed(car(rng), (kerb + side * 1.15, y + rng.uniform(-0.3, 0.3), 0), np.pi * float(rng.integers(2)))
+            parts += placed(
+                car(rng), (kerb + side * 1.15, y + rng.uniform(-0.3, 0.3), 0), np.pi * float(rng.integers(2))
+            )
     trees = rng.random() < 0.6
     for y in np.arange(-10.0, last, 4.5):
         spot, at = kerb - side * 0.45, float(y + rng.uniform(-1, 1))
@@ -162,7 +205,14 @@ def random_street(rng: np.random.Generator, camera: Camera) -> Place:
     far = max(kerb + rng.uniform(7, 13), 1.0 + mirror * eye)
     last = 70.0
     flag = float(rng.uniform(120, 176))
-    stone = surface(rng, str(rng.choice(["paving", "paving", "asphalt", "bricks"])), (flag, flag * 0.97, flag * 0.92), (90, 86, 80), (84, 82, 80), scale=float(rng.uniform(0.3, 0.6)))
+    stone = surface(
+        rng,
+        str(rng.choice(["paving", "paving", "asphalt", "bricks"])),
+        (flag, flag * 0.97, flag * 0.92),
+        (90, 86, 80),
+        (84, 82, 80),
+        scale=float(rng.uniform(0.3, 0.6)),
+    )
     tar, paint = surface(rng, "asphalt", (92, 92, 96), scale=0.4), surface(rng, "plain", (212, 212, 208))
     edge = surface(rng, "asphalt", (158, 156, 152), scale=0.3)
     across = far - 2.0 - kerb

@@ -8,7 +8,17 @@ from diffbody_ref.data.synthetic.scene import Camera, Place, Sky, key_direction,
 from diffbody_ref.data.synthetic.solids import Solid, placed
 from diffbody_ref.data.synthetic.surfaces import surface
 
-_TONES = ((236, 236, 234), (206, 206, 204), (150, 152, 154), (84, 86, 90), (190, 178, 160), (140, 156, 170), (120, 104, 92), (46, 48, 52), (176, 150, 144))
+_TONES = (
+    (236, 236, 234),
+    (206, 206, 204),
+    (150, 152, 154),
+    (84, 86, 90),
+    (190, 178, 160),
+    (140, 156, 170),
+    (120, 104, 92),
+    (46, 48, 52),
+    (176, 150, 144),
+)
 
 
 def random_studio(rng: np.random.Generator, camera: Camera) -> Place:
@@ -16,7 +26,13 @@ def random_studio(rng: np.random.Generator, camera: Camera) -> Place:
     paper = surface(rng, "plaster", _TONES[int(rng.integers(len(_TONES)))], scale=1.0)
     y, radius, width = rng.uniform(1.2, 2.6), 0.5, 8.0
     bend = np.linspace(0, np.pi / 2, 9)
-    line = np.concatenate([[(-3.0, 0.002)], np.stack([y - radius + radius * np.sin(bend), 0.002 + radius * (1 - np.cos(bend))], 1), [(y, 4.0)]])
+    line = np.concatenate(
+        [
+            [(-3.0, 0.002)],
+            np.stack([y - radius + radius * np.sin(bend), 0.002 + radius * (1 - np.cos(bend))], 1),
+            [(y, 4.0)],
+        ]
+    )
     count = len(line)
     vertices = np.concatenate([np.insert(line, 0, x, 1) for x in (-width / 2, width / 2)])
     i = np.arange(count - 1)

@@ -35,11 +35,20 @@ def random_weather(rng: np.random.Generator, camera: Camera, ground: np.ndarray,
     haze = 0.65 * horizon
     tones = np.array([[0.9, 0.97, 0.92], [0.62, 0.74, 0.58], [0.38, 0.5, 0.3]])[-hills:] if hills else np.zeros((0, 3))
     fade = np.linspace(0.75, 0.2, max(hills, 1))[: len(tones), None]
-    ranges = (tones * 0.22 * (sky_light.mean() + 0.6 * key.mean()) * (1 - fade) + haze * fade * level) if hills else tones
+    ranges = (
+        (tones * 0.22 * (sky_light.mean() + 0.6 * key.mean()) * (1 - fade) + haze * fade * level) if hills else tones
+    )
     sky = Sky(
         (zenith * level).astype(np.float32),
         (horizon * level * 1.25).astype(np.float32),
-        float({"sun": rng.uniform(0, 0.5), "haze": rng.uniform(0.3, 0.8), "overcast": 0.95, "evening": rng.uniform(0.1, 0.6)}[kind]),
+        float(
+            {
+                "sun": rng.uniform(0, 0.5),
+                "haze": rng.uniform(0.3, 0.8),
+                "overcast": 0.95,
+                "evening": rng.uniform(0.1, 0.6),
+            }[kind]
+        ),
         ranges.astype(np.float32),
         int(rng.integers(1 << 16)),
     )
