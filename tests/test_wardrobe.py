@@ -89,7 +89,7 @@ def test_words_name_what_is_worn_and_held(people: list[Identity]) -> None:
 
 def test_attached_points_follow_a_rigid_move_exactly() -> None:
     model = body_model()
-    points = generator(1).normal(0, 0.2, (20, 3)) + [0, 0, 0.7]
+    points = generator(1).normal([0, 0, 0.7], 0.2, (20, 3))
     turn, shift = Rotation.from_rotvec([0.3, -0.8, 0.5]).as_matrix(), np.array([0.4, -1.0, 2.0])
     for frame in model.frames:
         matrix = model.attach(frame, points)

@@ -169,7 +169,7 @@ def _dome(low: float, thick: float, tall: float, lean: float = 0.25) -> Mesh:
     """A hat's crown: the upper part of an ellipsoid over the skull from template height low, deeper at the back."""
     lat, lon = np.linspace(0.0, np.pi / 2, 9), np.linspace(-np.pi, np.pi, 28, endpoint=False)
     x, y = 0.077 + thick, 0.1 + thick
-    ring = np.cos(lat)[:, None] ** 0.8
+    ring = np.cos(lat)[:, None] ** 0.62
     points = np.stack(
         [
             x * ring * np.sin(lon),
@@ -196,13 +196,13 @@ def _hat(thing: Thing) -> list[Piece]:
             ball = _box((0.045, 0.045, 0.045), 2.0, 8)
             pieces.append(piece(_moved(ball, np.array([0, SKULL[1], 0.9])), thing.trim))
         return pieces
-    crown = _dome(0.785, 0.016, 0.012, 0.12)
+    crown = _dome(0.785, 0.015, 0.018, 0.12)
     if thing.kind == "cap":
         lon, reach = np.linspace(-1.05, 1.05, 15), np.linspace(0, 1, 5)[:, None]
-        out = 0.068 * np.cos(lon * 1.35).clip(0) ** 0.7 * reach
+        out = 0.085 * np.cos(lon * 1.42).clip(0) ** 0.6 * reach
         x = 0.094 * np.sin(lon) * (1 + 0.04 * reach)
         y = SKULL[1] - 0.114 * np.cos(lon) - out
-        z = 0.789 - 0.35 * out + 0.004 * np.cos(lon * 2) - 1.1 * x**2
+        z = 0.791 - 0.3 * out + 0.004 * np.cos(lon * 2) - 1.1 * x**2
         visor = _grid(np.stack([x, y, z], -1))
         turn = np.array([-1, -1, 1.0]) if thing.shape > 0.88 else np.ones(3)  # backwards
         about = np.array([0, SKULL[1], 0])
@@ -252,11 +252,11 @@ def _backpack(thing: Thing) -> list[Piece]:
 
 def _shoulder_bag(thing: Thing) -> list[Piece]:
     mesh = _moved(
-        _box((0.075, 0.23 * thing.size, 0.18 * thing.size), 5.0, 10), np.array([thing.side * 0.225, 0.0, 0.02])
+        _box((0.075, 0.23 * thing.size, 0.18 * thing.size), 5.0, 10), np.array([thing.side * 0.22, 0.045, 0.02])
     )
     flap = _moved(
         _box((0.085, 0.235 * thing.size, 0.09 * thing.size), 5.0, 10),
-        np.array([thing.side * 0.225, 0.0, 0.02 + 0.048 * thing.size]),
+        np.array([thing.side * 0.22, 0.045, 0.02 + 0.048 * thing.size]),
     )
     return [
         Piece(m[0], m[1], "hips", None, NO_PART, cloth, m[0][:, [1, 2]], (0.06, 14.0))

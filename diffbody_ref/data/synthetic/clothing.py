@@ -128,7 +128,7 @@ def _skirt(model: BodyModel, g: Garment, kind: int) -> _Layer:
     fall = np.clip((0.1 - p[:, 2]) / 0.6, 0, 1)
     wave = np.sin(max(g.pleats, 7) * np.arctan2(p[:, 0], -p[:, 1] - 0.02))
     widen = g.loose + g.flare * fall + (0.012 if g.pleats else 0.004) * wave * np.clip(3 * fall, 0, 1)
-    return _Layer(model.skirt, lower_fields(g, p, model.skirt.parts * 0), widen, 0.006, kind)
+    return _Layer(model.skirt, lower_fields(g, p, model.skirt.parts * 0), widen, 0.003, kind)
 
 
 def _trunk(model: BodyModel, g: Garment, kind: int, under: float) -> list[_Layer]:
@@ -181,13 +181,13 @@ def _layers(model: BodyModel, who: Identity) -> list[_Layer]:
 def _straps(model: BodyModel, who: Identity) -> list[_Layer]:
     """Straps of bags: bands of a shell over all clothes."""
     p = model.cloth.template
-    trunk = (0.14 - along_arm(p)) * 0.42
+    trunk = (0.14 - along_arm(p)) * 0.42 + 1 - model.cloth.parts[:, ARMS]
     over = (who.outer.loose + 0.012 if who.outer else who.upper.loose + 0.006) * np.ones(len(p))
     layers = []
     for thing in who.things:
         if thing.kind == "backpack":
-            x = np.abs(p[:, 0])
-            low = np.minimum(p[:, 2] - 0.3, trunk)
+            x = np.abs(p[:, 0]) - 0.35 * np.clip(0.42 - p[:, 2], 0, 1)  # to the sides below the armpits
+            low = np.minimum(p[:, 2] - 0.27, trunk)
             layers.append(_Layer(model.cloth, np.stack([x - 0.078, 0.113 - x, low], 1), over, 0.0, STRAP))
         if thing.kind == "shoulder bag":
             slope = np.array([-0.62 * thing.side, 0.0, -0.78])  # from the other shoulder down to the bag's side

@@ -126,7 +126,7 @@ def random_features(rng: np.random.Generator) -> dict[str, float]:
 
 def random_expression(rng: np.random.Generator) -> dict[str, float]:
     """A picture's expression, values of `ACTIONS` in [0, 1]: mostly friendly or calm, a little uneven."""
-    smile = float(rng.choice([rng.uniform(0.1, 0.35), rng.uniform(0.5, 0.9)], p=[0.45, 0.55]))
+    smile = float(rng.choice([rng.uniform(0.15, 0.45), rng.uniform(0.7, 1.0)], p=[0.45, 0.55]))
     both = {
         "mouthSmile": smile,
         "mouthDimple": 0.3 * smile,
@@ -135,7 +135,7 @@ def random_expression(rng: np.random.Generator) -> dict[str, float]:
         "browOuterUp": float(rng.uniform(0, 0.3)),
         "eyeBlink": float(1.0 if rng.random() < 0.03 else 0.0),
         "eyeWide": float(rng.uniform(0, 0.3)),
-        "mouthUpperUp": 0.25 * smile * float(rng.random() < 0.6),
+        "mouthUpperUp": float(rng.uniform(0.3, 0.6)) if smile > 0.6 and rng.random() < 0.5 else 0.0,
     }
     out = {name + side: value for name, value in both.items() for side in ("Left", "Right")}
     out["mouthSmileLeft"] *= float(rng.uniform(0.85, 1.0))

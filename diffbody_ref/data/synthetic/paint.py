@@ -51,8 +51,8 @@ def _folds(g: Garment, u: np.ndarray, v: np.ndarray, p: np.ndarray, parts: np.nd
         return np.clip(2.2 * (ridge[1] - ridge[0]), -1.2, 1.2)
 
     tight = 0.35 + 0.65 * np.clip((g.loose - 0.003) / 0.01, 0, 1)
-    sharp = slope(2, 0.9, 2.4, 0.03)
-    soft = slope(2, 2.0, 0.6, 0.02) if g.skirted else slope(2, 0.8, 0.9, 0.02)
+    sharp = slope(3, 1.6, 4.2, 0.05)
+    soft = slope(3, 3.2, 0.7, 0.02) if g.skirted else slope(3, 1.3, 1.5, 0.03)
     wave = 0.0
     if g.skirted and g.pleats:
         fall = np.clip((0.1 - z) / 0.2, 0, 1)

@@ -49,7 +49,7 @@ def _step(value: np.ndarray, width: float) -> np.ndarray:
 def _brows(who: Identity, colour: np.ndarray, p: np.ndarray) -> np.ndarray:
     x, z = np.abs(p[:, 0]), p[:, 2]
     t = (x - 0.0125) / 0.042
-    arc = 0.7482 + 0.0068 * np.sin(2.4 * np.clip(t, 0, 1))
+    arc = 0.7497 + 0.0053 * np.sin(2.4 * np.clip(t, 0, 1))
     half = who.complexion.brow * (0.0036 - 0.0024 * np.clip(t, 0, 1) ** 1.5)
     hairs = noise(0, x * 5.0 - z * 3.0, z * 9.0)
     inside = _step(half - np.abs(z - arc) + 0.0007 * hairs, 0.0016) * _step(np.minimum(t, 1 - t), 0.09)
