@@ -144,7 +144,7 @@ def _glasses(thing: Thing) -> list[Piece]:
     ]
     half = (half[0] * thing.size, half[1] * thing.size)
     dark = thing.kind == "sunglasses"
-    thick = 0.0013 + 0.0016 * (thing.shape * 7 % 1)
+    thick = 0.0009 + 0.0012 * (thing.shape * 7 % 1)
     rim = _loop((0.0325, 0.7255), half, power, tilt)
     outer = rim[:, 0].max()
     arm = np.array([[outer, -0.1565 + 5.5 * outer**2, 0.731], [0.073, -0.11, 0.735], [0.08, -0.04, 0.737]])
@@ -208,7 +208,7 @@ def _hat(thing: Thing) -> list[Piece]:
         about = np.array([0, SKULL[1], 0])
         visor = ((visor[0] - about) * turn + about, visor[1], visor[2])
         return [piece(crown, thing.cloth), piece(visor, thing.trim)]
-    wide = 0.05 + 0.05 * thing.shape  # a brimmed hat
+    wide = 0.035 + 0.04 * thing.shape  # a brimmed hat
     turn = np.linspace(0, 2 * np.pi, 32, endpoint=False)
     reach = np.linspace(0, 1, 5)[:, None]
     x, y = (0.091 + wide * reach) * np.sin(turn), SKULL[1] - (0.114 + wide * reach) * np.cos(turn)
@@ -217,8 +217,11 @@ def _hat(thing: Thing) -> list[Piece]:
     rows = band[0].reshape(9, -1, 3)[:3].copy()
     rows[:, :, 2] = rows[0, :, 2] + np.array([0, 0.5, 1])[:, None] * 0.022
     tall = _dome(0.785, 0.016, 0.03, 0.12)
-    return [piece(tall, thing.cloth), piece(_grid(np.stack([x, y, z], -1), closed=True), thing.cloth),
-            piece(_grid(rows), thing.trim)]  # fmt: skip
+    return [
+        piece(tall, thing.cloth),
+        piece(_grid(np.stack([x, y, z], -1), closed=True), thing.cloth),
+        piece(_grid(rows), thing.trim),
+    ]
 
 
 def _scarf(thing: Thing) -> list[Piece]:
@@ -241,21 +244,33 @@ def _backpack(thing: Thing) -> list[Piece]:
     s = thing.size
     pack = _moved(_box((0.27 * s, 0.14 * s, 0.38 * s), 5.0, 12), np.array([0, 0.15, 0.37]))
     pocket = _moved(_box((0.2 * s, 0.06 * s, 0.16 * s), 5.0, 10), np.array([0, 0.15 + 0.07 * s, 0.29]))
-    return [Piece(m[0], m[1], "chest", None, NO_PART, cloth, m[2], (0.03, 12.0))
-            for m, cloth in ((pack, thing.cloth), (pocket, thing.trim))]  # fmt: skip
+    return [
+        Piece(m[0], m[1], "chest", None, NO_PART, cloth, m[2], (0.03, 12.0))
+        for m, cloth in ((pack, thing.cloth), (pocket, thing.trim))
+    ]
 
 
 def _shoulder_bag(thing: Thing) -> list[Piece]:
-    mesh = _moved(_box((0.075, 0.23 * thing.size, 0.18 * thing.size), 5.0, 10), np.array([thing.side * 0.225, 0.0, 0.02]))
-    flap = _moved(_box((0.085, 0.235 * thing.size, 0.09 * thing.size), 5.0, 10),
-                  np.array([thing.side * 0.225, 0.0, 0.02 + 0.048 * thing.size]))  # fmt: skip
-    return [Piece(m[0], m[1], "hips", None, NO_PART, cloth, m[0][:, [1, 2]], (0.06, 14.0))
-            for m, cloth in ((mesh, thing.cloth), (flap, thing.trim))]  # fmt: skip
+    mesh = _moved(
+        _box((0.075, 0.23 * thing.size, 0.18 * thing.size), 5.0, 10), np.array([thing.side * 0.225, 0.0, 0.02])
+    )
+    flap = _moved(
+        _box((0.085, 0.235 * thing.size, 0.09 * thing.size), 5.0, 10),
+        np.array([thing.side * 0.225, 0.0, 0.02 + 0.048 * thing.size]),
+    )
+    return [
+        Piece(m[0], m[1], "hips", None, NO_PART, cloth, m[0][:, [1, 2]], (0.06, 14.0))
+        for m, cloth in ((mesh, thing.cloth), (flap, thing.trim))
+    ]
 
 
 def _palm(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """The middle of a palm on the template, and axes as rows: out of the palm, towards the fingers, towards the thumb."""
-    wrist, index, little = np.array([0.431, -0.176, 0.245]), np.array([0.45, -0.264, 0.203]), np.array([0.475, -0.212, 0.176])
+    """The middle of a palm on the template, and axes as rows: out of the palm, to the fingers, to the thumb."""
+    wrist, index, little = (
+        np.array([0.431, -0.176, 0.245]),
+        np.array([0.45, -0.264, 0.203]),
+        np.array([0.475, -0.212, 0.176]),
+    )
     fingers = (index + little) / 2 - wrist
     fingers /= np.linalg.norm(fingers)
     thumb = index - little
@@ -280,25 +295,33 @@ def _held(thing: Thing) -> list[Piece]:
 
     if thing.kind == "phone":
         screen = _box((0.002, 0.066, 0.138), 12.0, 8)
-        return [rigid(_box((0.009, 0.074, 0.15), 10.0, 8), thing.cloth, (0.2, 30.0), (0.022, 0.02, 0.03)),
-                rigid(screen, thing.trim, (0.6, 80.0), (0.028, 0.02, 0.03))]  # fmt: skip
+        return [
+            rigid(_box((0.009, 0.074, 0.15), 10.0, 8), thing.cloth, (0.2, 30.0), (0.022, 0.02, 0.03)),
+            rigid(screen, thing.trim, (0.6, 80.0), (0.028, 0.02, 0.03)),
+        ]
     if thing.kind == "book":
         cover = _box((0.03, 0.15, 0.21), 14.0, 8)
         pages = _box((0.024, 0.152, 0.2), 14.0, 8)
-        return [rigid(cover, thing.cloth, (0.05, 20.0), (0.03, 0.03, 0.0)),
-                rigid(pages, thing.trim, (0.0, 1.0), (0.03, 0.032, 0.0))]  # fmt: skip
+        return [
+            rigid(cover, thing.cloth, (0.05, 20.0), (0.03, 0.03, 0.0)),
+            rigid(pages, thing.trim, (0.0, 1.0), (0.03, 0.032, 0.0)),
+        ]
     if thing.kind == "cup":
         body = _lathe(np.array([(0.001, -0.055), (0.029, -0.055), (0.039, 0.055)]))
         lid = _lathe(np.array([(0.041, 0.052), (0.041, 0.06), (0.036, 0.066), (0.001, 0.066)]))
         sleeve = _lathe(np.array([(0.0325, -0.03), (0.0395, 0.03)]))
-        return [hanging(body, thing.trim, (0.05, 20.0), (0.042, 0.015, 0.02)),
-                hanging(sleeve, thing.cloth, (0.0, 1.0), (0.042, 0.015, 0.02)),
-                hanging(lid, thing.cloth, (0.1, 30.0), (0.042, 0.015, 0.02))]  # fmt: skip
+        return [
+            hanging(body, thing.trim, (0.05, 20.0), (0.042, 0.015, 0.02)),
+            hanging(sleeve, thing.cloth, (0.0, 1.0), (0.042, 0.015, 0.02)),
+            hanging(lid, thing.cloth, (0.1, 30.0), (0.042, 0.015, 0.02)),
+        ]
     if thing.kind == "bottle":
         shape = [(0.001, -0.11), (0.033, -0.11), (0.033, 0.05), (0.028, 0.075), (0.014, 0.09)]
         top = [(0.0155, 0.088), (0.0155, 0.108), (0.001, 0.108)]
-        return [hanging(_lathe(np.array(shape)), thing.cloth, (0.3, 30.0), (0.036, 0.015, 0.02)),
-                hanging(_lathe(np.array(top)), thing.trim, (0.1, 30.0), (0.036, 0.015, 0.02))]  # fmt: skip
+        return [
+            hanging(_lathe(np.array(shape)), thing.cloth, (0.3, 30.0), (0.036, 0.015, 0.02)),
+            hanging(_lathe(np.array(top)), thing.trim, (0.1, 30.0), (0.036, 0.015, 0.02)),
+        ]
     if thing.kind == "umbrella":
         turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
         z = np.linspace(-0.1, -0.68, 7)
@@ -306,18 +329,26 @@ def _held(thing: Thing) -> list[Piece]:
         ripple = radius[:, None] * (1 + 0.12 * np.cos(6 * turn + 4 * z[:, None]))
         cloth = _grid(np.stack([ripple * np.cos(turn), ripple * np.sin(turn), np.repeat(z[:, None], 24, 1)], -1), True)
         hook = np.linspace(0, np.pi, 8)
-        stick = np.concatenate([np.array([[0, 0, -0.74], [0, 0, 0.03]]),
-                                np.stack([0 * hook, 0.028 - 0.028 * np.cos(hook), 0.03 + 0.028 * np.sin(hook)], 1)[1:]])  # fmt: skip
-        return [hanging(cloth, thing.cloth, (0.05, 12.0), (0.025, 0.02, 0.0)),
-                hanging(_tube(stick, 0.006), thing.trim, (0.2, 30.0), (0.025, 0.02, 0.0))]  # fmt: skip
+        stick = np.concatenate(
+            [
+                np.array([[0, 0, -0.74], [0, 0, 0.03]]),
+                np.stack([0 * hook, 0.028 - 0.028 * np.cos(hook), 0.03 + 0.028 * np.sin(hook)], 1)[1:],
+            ]
+        )
+        return [
+            hanging(cloth, thing.cloth, (0.05, 12.0), (0.025, 0.02, 0.0)),
+            hanging(_tube(stick, 0.006), thing.trim, (0.2, 30.0), (0.025, 0.02, 0.0)),
+        ]
     wide, tall, deep = (0.27, 0.2, 0.11) if thing.kind == "handbag" else (0.3, 0.34, 0.11)  # a bag
     drop = 0.13 if thing.kind == "handbag" else 0.16
     bag = _moved(_box((deep, wide * thing.size, tall * thing.size), 7.0, 11), np.array([0, 0, -drop - tall / 2]))
     turn = np.linspace(0, np.pi, 11)
     handle = np.stack([0 * turn, 0.075 * np.cos(turn), -drop - 0.02 + (drop + 0.02) * np.sin(turn) ** 0.6], 1)
-    handles = _joined([_tube(handle + [x, 0, 0], 0.006) for x in (0.025, -0.025)])
-    return [hanging((bag[0], bag[1], bag[0][:, [1, 2]]), thing.cloth, (0.06, 14.0), (0.022, 0.02, 0.0)),
-            hanging(handles, thing.trim, (0.05, 20.0), (0.022, 0.02, 0.0))]  # fmt: skip
+    handles = _joined([_tube(handle + np.array([x, 0, 0]), 0.006) for x in (0.025, -0.025)])
+    return [
+        hanging((bag[0], bag[1], bag[0][:, [1, 2]]), thing.cloth, (0.06, 14.0), (0.022, 0.02, 0.0)),
+        hanging(handles, thing.trim, (0.05, 20.0), (0.022, 0.02, 0.0)),
+    ]
 
 
 def _earrings(thing: Thing) -> list[Piece]:
@@ -389,8 +420,25 @@ def article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
-_BRIGHT = ("white", "grey", "dark grey", "black", "navy", "blue", "teal", "green", "olive", "beige", "brown", "orange",
-           "yellow", "red", "burgundy", "pink", "purple")  # fmt: skip
+_BRIGHT = (
+    "white",
+    "grey",
+    "dark grey",
+    "black",
+    "navy",
+    "blue",
+    "teal",
+    "green",
+    "olive",
+    "beige",
+    "brown",
+    "orange",
+    "yellow",
+    "red",
+    "burgundy",
+    "pink",
+    "purple",
+)
 _LEATHER = ("black", "brown", "beige", "burgundy", "red", "navy", "grey")
 
 
@@ -409,8 +457,18 @@ def random_things(rng: np.random.Generator, female: bool, bare_neck: bool) -> tu
         style = ("round", "rectangular", "large")[min(int(shape * 3), 2)]
         words = f"{style} {'sunglasses' if sun else f'{name} glasses'}"
         lens = material(rng, "plain", [linear(np.array((16, 15, 15)))], 0.1, 0.01)
-        things.append(Thing("sunglasses" if sun else "glasses", words, "face", _simple(rng, name, 0.01), lens, shape,
-                            float(rng.uniform(0.92, 1.1)), 1))  # fmt: skip
+        things.append(
+            Thing(
+                "sunglasses" if sun else "glasses",
+                words,
+                "face",
+                _simple(rng, name, 0.01),
+                lens,
+                shape,
+                float(rng.uniform(0.92, 1.1)),
+                1,
+            )
+        )
     if rng.random() < 0.2:
         kind = str(rng.choice(["beanie", "cap", "brimmed hat"], p=[0.35, 0.4, 0.25]))
         name, second = _pick(rng, _BRIGHT), _pick(rng, _BRIGHT)
@@ -428,12 +486,19 @@ def random_things(rng: np.random.Generator, female: bool, bare_neck: bool) -> tu
     if rng.random() < 0.09 and bare_neck:
         name, second = _pick(rng, _BRIGHT), _pick(rng, _BRIGHT)
         pattern = str(rng.choice(["knit", "checked", "striped", "plain"]))
-        cloth = material(rng, pattern, [named_colour(rng, name), named_colour(rng, second)],
-                         0.012 if pattern == "knit" else 0.06, 0.1)  # fmt: skip
+        cloth = material(
+            rng,
+            pattern,
+            [named_colour(rng, name), named_colour(rng, second)],
+            0.012 if pattern == "knit" else 0.06,
+            0.1,
+        )
         words = {"knit": f"knitted {name}", "plain": name}.get(pattern, f"{pattern} {name}")
         things.append(_thing(rng, "scarf", article(f"{words} scarf"), "body", cloth, cloth))
     if female and rng.random() < 0.35:
-        cloth = material(rng, "plain", [linear(np.array(((212, 175, 95), (200, 202, 205))[int(rng.random() < 0.5)]))], 0.1, 0)
+        cloth = material(
+            rng, "plain", [linear(np.array(((212, 175, 95), (200, 202, 205))[int(rng.random() < 0.5)]))], 0.1, 0
+        )
         things.append(_thing(rng, "earrings", "earrings", "face", cloth, cloth))
     draw = rng.random()
     if draw < 0.26:
@@ -450,12 +515,20 @@ def random_things(rng: np.random.Generator, female: bool, bare_neck: bool) -> tu
 
 def _random_held(rng: np.random.Generator, female: bool) -> Thing:
     kinds = ["phone", "cup", "bottle", "umbrella", "book", "handbag", "shopping bag"]
-    kind = str(rng.choice(kinds, p=[0.2, 0.17, 0.13, 0.1, 0.13, 0.17, 0.1] if female else [0.26, 0.2, 0.18, 0.1, 0.14, 0.0, 0.12]))
+    kind = str(
+        rng.choice(
+            kinds, p=[0.2, 0.17, 0.13, 0.1, 0.13, 0.17, 0.1] if female else [0.26, 0.2, 0.18, 0.1, 0.14, 0.0, 0.12]
+        )
+    )
     name, second = _pick(rng, _LEATHER if kind == "handbag" else _BRIGHT), _pick(rng, _BRIGHT)
     cloth, trim = _simple(rng, name), _simple(rng, second)
     words = article(f"{name} {kind}")
     if kind == "phone":
-        cloth, trim, words = _simple(rng, name), material(rng, "plain", [linear(np.array((22, 24, 30)))], 0.1, 0.0), "a phone"
+        cloth, trim, words = (
+            _simple(rng, name),
+            material(rng, "plain", [linear(np.array((22, 24, 30)))], 0.1, 0.0),
+            "a phone",
+        )
     if kind == "cup":
         trim, words = _simple(rng, "white"), article(f"{name} paper cup")
     if kind == "book":

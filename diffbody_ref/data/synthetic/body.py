@@ -193,7 +193,7 @@ class BodyModel:
             of_frame = np.array([bool(re.fullmatch(pattern, label)) for label in labels])
             share = (weights * of_frame[indices]).sum(1)
             found = skin[(share[skin] > 0.6) & (z[skin] > low) & (z[skin] < high)]
-            frames[name] = found[:: max(len(found) // 32, 1)]
+            frames[name] = found[:: max(len(found) // 16, 1)]
         rest = np.array([(side * x, y, h) for x, y, h in _GLASSES_REST for side in (1, -1)])
         frames["glasses"] = skin[np.linalg.norm(self.template[skin] - rest[:, None], axis=-1).argmin(1)]
         return frames

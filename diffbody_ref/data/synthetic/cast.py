@@ -58,7 +58,7 @@ def actor(seed: int, identity: int, rng: np.random.Generator, seated: bool | Non
     worn = clothing.wear(who, pose.rotations)
     posed = body_model().pose(who.phenotype, worn, who.features, random_expression(rng))
     vertices, normals = clothing.drape(mesh, posed.vertices, int(rng.integers(1 << 20)))
-    lift = np.array([0, 0, vertices[:, 2].min()], np.float32)  # soles stand on the ground
+    lift = np.array([0, 0, vertices[mesh.parts.any(1), 2].min()], np.float32)  # soles stand on the ground
     return Actor(who, mesh, Posed(posed.vertices - lift, posed.keypoints - lift), pose, vertices - lift, normals)
 
 

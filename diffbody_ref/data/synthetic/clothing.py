@@ -131,13 +131,14 @@ def _skirt(model: BodyModel, g: Garment, kind: int) -> _Layer:
     return _Layer(model.skirt, lower_fields(g, p, model.skirt.parts * 0), widen, 0.006, kind)
 
 
-def _trunk(model: BodyModel, g: Garment, kind: int) -> list[_Layer]:
-    """An upper or outer garment: its shell, and its collar or lapels."""
+def _trunk(model: BodyModel, g: Garment, kind: int, under: float) -> list[_Layer]:
+    """An upper or outer garment over a lower one `under` metres loose: its shell, and its collar or lapels."""
     cloth, z = model.cloth, model.cloth.template[:, 2]
     fields = upper_fields(g, cloth.template, cloth.parts)
     tight = np.clip((z - g.hem) / 0.08, 0, 1) * 0.35 + 0.65 if g.hem > 0.08 else 1.0
     cuff = 1 - 0.3 * np.clip(1 - (g.sleeve - along_arm(cloth.template)) / 0.07, 0, 1) * (cloth.parts[:, ARMS] > 0.5)
-    layers = [_Layer(cloth, fields, g.loose * tight * cuff * np.ones(len(z)), 0.3 * g.loose, kind)]
+    hang = max(under + 0.006 - g.loose, 0.0) * np.clip((0.17 - z) / 0.07, 0, 1) * (g.hem < 0.08)
+    layers = [_Layer(cloth, fields, g.loose * tight * cuff + hang, 0.25 * g.loose, kind)]
     if g.kind == "coat":
         layers.append(_skirt(model, g, kind))
     if g.collared:
@@ -166,10 +167,10 @@ def _layers(model: BodyModel, who: Identity) -> list[_Layer]:
     else:
         widen = who.lower.loose * np.clip(1 - (z - 0.02) / 0.12, 0.35, 1) + who.lower.flare * down
         fields = lower_fields(who.lower, cloth.template, cloth.parts)
-        layers.append(_Layer(cloth, fields, widen, 0.3 * who.lower.loose + 0.001, LOWER))
-    layers += _trunk(model, who.upper, UPPER)
+        layers.append(_Layer(cloth, fields, widen, 0.2 * who.lower.loose + 0.001, LOWER))
+    layers += _trunk(model, who.upper, UPPER, who.lower.loose)
     if who.outer is not None:
-        layers += _trunk(model, who.outer, OUTER)
+        layers += _trunk(model, who.outer, OUTER, who.lower.loose + 0.008)
     sheet = cloth if who.shoes.kind in ("boots", "sneakers", "leather shoes") else feet
     grow = who.shoes.loose * (1.0 if sheet is cloth else 0.5) * np.ones(len(sheet.template))
     fields = np.where(sheet.parts[:, [FEET]] + sheet.parts[:, [3]] > 0.5, shoe_fields(who.shoes, sheet.template), -1.0)
@@ -179,18 +180,19 @@ def _layers(model: BodyModel, who: Identity) -> list[_Layer]:
 
 def _straps(model: BodyModel, who: Identity) -> list[_Layer]:
     """Straps of bags: bands of a shell over all clothes."""
-    p, arm = model.cloth.template, model.cloth.parts[:, ARMS]
+    p = model.cloth.template
+    trunk = (0.14 - along_arm(p)) * 0.42
     over = (who.outer.loose + 0.012 if who.outer else who.upper.loose + 0.006) * np.ones(len(p))
     layers = []
     for thing in who.things:
         if thing.kind == "backpack":
             x = np.abs(p[:, 0])
-            low = p[:, 2] - 0.3 - arm
-            layers.append(_Layer(model.cloth, np.stack([x - 0.085, 0.122 - x, low], 1), over, 0.0, STRAP))
+            low = np.minimum(p[:, 2] - 0.3, trunk)
+            layers.append(_Layer(model.cloth, np.stack([x - 0.078, 0.113 - x, low], 1), over, 0.0, STRAP))
         if thing.kind == "shoulder bag":
             slope = np.array([-0.62 * thing.side, 0.0, -0.78])  # from the other shoulder down to the bag's side
             far = (p - np.array([0.0, 0.0, 0.33])) @ np.array([slope[2], 0, -slope[0]])
-            low = np.minimum(p[:, 2] - 0.03, np.where(p[:, 0] * thing.side > 0.1, 0.2 - p[:, 2], 1.0)) - arm
+            low = np.minimum(p[:, 2] - 0.03, np.where(p[:, 0] * thing.side > 0.1, 0.2 - p[:, 2], trunk))
             layers.append(_Layer(model.cloth, np.stack([far + 0.015, 0.015 - far, low], 1), over, 0.0, STRAP))
     return layers
 
@@ -205,9 +207,9 @@ def _head_layers(model: BodyModel, who: Identity) -> list[_Layer]:
         lump = 1 + 0.12 * noise(1, p[:, 0] * 1.7 + 0.01 * hair.seed, p[:, 2] * 1.7 + p[:, 1])
         flat = 0.25 if who.hat else 1.0
         layers.append(_Layer(body, _three(inside), 0.002 + hair.volume * rise * lump * flat, 0.0, HAIR))
-    if hair.beard >= 0.5:
+    if hair.beard == 1.0:
         inside = np.where(head, beard_field(hair, body.template), -1.0)
-        grow = 0.0006 + 0.005 * (hair.beard == 1.0) * np.clip(inside / 0.015, 0, 1)
+        grow = 0.0006 + 0.004 * np.clip(inside / 0.015, 0, 1)
         layers.append(_Layer(body, _three(inside), grow, 0.0, HAIR))
     return layers
 
@@ -265,7 +267,9 @@ class _Builder:
         self.count += n
 
     def dressed(self, pieces: list[acc.Piece]) -> Dressed:
-        gloss = np.array([_GLOSS.get(kind, (0.0, 1.0)) for kind in range(PIECE)] + [p.gloss for p in pieces], np.float32)
+        gloss = np.array(
+            [_GLOSS.get(kind, (0.0, 1.0)) for kind in range(PIECE)] + [p.gloss for p in pieces], np.float32
+        )
         rows = self.rows
         none = sp.csr_matrix((0, self.columns), dtype=np.float32)
         joined = {
@@ -348,7 +352,10 @@ def dress(model: BodyModel, who: Identity) -> Dressed:
         if piece.pivot is None:
             source, shift = model.attach(piece.frame, piece.vertices), None
         else:
-            source, shift = model.attach(piece.frame, np.broadcast_to(piece.pivot, piece.vertices.shape)), piece.vertices
+            source, shift = (
+                model.attach(piece.frame, np.broadcast_to(piece.pivot, piece.vertices.shape)),
+                piece.vertices,
+            )
         chart = np.concatenate([piece.chart, np.zeros((len(piece.chart), 1))], 1)
         builder.add(source, piece.faces, PIECE + number, chart[:, [0, 2, 1]], _ONEHOT[piece.part], shift=shift)
     return builder.dressed(pieces)

@@ -121,7 +121,7 @@ ACTIONS = (
 
 def random_features(rng: np.random.Generator) -> dict[str, float]:
     """A face's shape: moderate values of `FEATURES`."""
-    return {name: float(np.clip(rng.normal(0, 0.3), -0.7, 0.7)) for name in FEATURES}
+    return dict(zip(FEATURES, np.clip(rng.normal(0, 0.3, len(FEATURES)), -0.7, 0.7).tolist(), strict=True))
 
 
 def random_expression(rng: np.random.Generator) -> dict[str, float]:
@@ -130,10 +130,11 @@ def random_expression(rng: np.random.Generator) -> dict[str, float]:
     both = {
         "mouthSmile": smile,
         "mouthDimple": 0.3 * smile,
-        "cheekSquint": 0.5 * smile,
-        "eyeSquint": 0.25 * smile,
+        "cheekSquint": 0.25 * smile,
+        "eyeSquint": 0.08 * smile,
         "browOuterUp": float(rng.uniform(0, 0.3)),
-        "eyeBlink": float(1.0 if rng.random() < 0.03 else rng.uniform(0, 0.15)),
+        "eyeBlink": float(1.0 if rng.random() < 0.03 else 0.0),
+        "eyeWide": float(rng.uniform(0, 0.3)),
         "mouthUpperUp": 0.25 * smile * float(rng.random() < 0.6),
     }
     out = {name + side: value for name, value in both.items() for side in ("Left", "Right")}

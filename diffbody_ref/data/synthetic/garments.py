@@ -9,7 +9,18 @@ import numpy as np
 from diffbody_ref.data.synthetic.accessories import article
 from diffbody_ref.data.synthetic.textures import PALETTE, Material, linear, material, named_colour
 
-_PATTERNS = ("striped", "pinstriped", "checked", "dotted", "floral", "camouflage", "heather", "knit", "tartan", "chevron")
+_PATTERNS = (
+    "striped",
+    "pinstriped",
+    "checked",
+    "dotted",
+    "floral",
+    "camouflage",
+    "heather",
+    "knit",
+    "tartan",
+    "chevron",
+)
 _CHANCES = (0.22, 0.08, 0.13, 0.08, 0.13, 0.05, 0.09, 0.08, 0.08, 0.06)
 _SOBER = ("black", "dark grey", "grey", "navy", "blue", "beige", "brown", "olive", "khaki", "burgundy", "white")
 
@@ -76,15 +87,15 @@ def _cloth(rng: np.random.Generator, plain: float, names: tuple[str, ...] = tupl
     words = {"plain": first, "heather": f"mottled {first}", "knit": f"knitted {first}", "tartan": f"tartan {first}"}
     words |= {"camouflage": f"camouflage {first}", "checked": f"checked {first}"}
     text = words.get(pattern, f"{pattern} {first} and {second}")
-    return material(rng, pattern, tones, size, float(rng.uniform(0.03, 0.08))), text
+    return material(rng, pattern, tones, size, float(rng.uniform(0.012, 0.035))), text
 
 
 def _denim(rng: np.random.Generator, name: str) -> Material:
     tone = named_colour(rng, name, 0.1) * 0.9
-    return material(rng, "denim", [tone, np.clip(tone * 1.7 + 0.03, 0, 0.9)], 0.004, 0.07)
+    return material(rng, "denim", [tone, np.clip(tone * 1.7 + 0.03, 0, 0.9)], 0.004, 0.035)
 
 
-def _plain(rng: np.random.Generator, name: str, grain: float = 0.05) -> Material:
+def _plain(rng: np.random.Generator, name: str, grain: float = 0.025) -> Material:
     return material(rng, "plain", [named_colour(rng, name)], 0.1, grain)
 
 
@@ -112,34 +123,67 @@ def random_upper(rng: np.random.Generator, female: bool, tucked: bool) -> Garmen
     if kind in ("t-shirt", "sweater", "long-sleeved top") and rng.random() < (0.35 if female else 0.12):
         vee, words = float(rng.uniform(0.05, 0.1)), f"v-neck {words}"
     detail, trim = "", _plain(rng, "white")
-    if kind in ("t-shirt", "sweater", "long-sleeved top", "hoodie", "tank top") and cloth.pattern in ("plain", "heather"):
+    if kind in ("t-shirt", "sweater", "long-sleeved top", "hoodie", "tank top") and cloth.pattern in (
+        "plain",
+        "heather",
+    ):
         detail = str(rng.choice(["", "print", "logo", "lettering"], p=[0.45, 0.25, 0.15, 0.15]))
         if detail:
             tones = [named_colour(rng, str(name)) for name in rng.choice(list(PALETTE), 3, replace=False)]
-            trim = material(rng, str(rng.choice(["floral", "checked", "dotted", "gradient", "chevron"])), tones, 0.06, 0.03)
+            trim = material(
+                rng, str(rng.choice(["floral", "checked", "dotted", "gradient", "chevron"])), tones, 0.06, 0.03
+            )
             words = f"{'printed' if detail == 'print' else detail.replace('ing', 'ed')} {words}".replace("logo ", "")
             words = words.replace("lettered", "printed")
     if kind == "shirt":
         detail = "tie" if not female and rng.random() < 0.15 else str(rng.choice(["", "pocket"]))
-        trim = material(rng, str(rng.choice(["plain", "striped", "dotted"])),
-                        [named_colour(rng, str(n)) for n in rng.choice(_SOBER, 2)], 0.03, 0.04)  # fmt: skip
+        trim = material(
+            rng,
+            str(rng.choice(["plain", "striped", "dotted"])),
+            [named_colour(rng, str(n)) for n in rng.choice(_SOBER, 2)],
+            0.03,
+            0.04,
+        )
     hem = 0.1 if tucked else {"tank top": 0.04, "hoodie": 0.0}.get(kind, 0.02) + rng.normal(0, 0.014)
     text = article(f"{words} {kind}") + (" with a tie" if detail == "tie" else "")
-    return Garment(text, kind, cloth, float(sleeve + rng.normal(0, 0.02)), float(hem),
-                   float(neck + (rng.uniform(-0.004, 0.012) if neck else 0)), vee, loose, trim=trim, detail=detail)  # fmt: skip
+    return Garment(
+        text,
+        kind,
+        cloth,
+        float(sleeve + rng.normal(0, 0.02)),
+        float(hem),
+        float(neck + (rng.uniform(-0.004, 0.012) if neck else 0)),
+        vee,
+        loose,
+        trim=trim,
+        detail=detail,
+    )
 
 
 def random_outer(rng: np.random.Generator, female: bool) -> Garment:
     """A jacket, cardigan or coat, open over the upper garment."""
     kinds = ["jacket", "blazer", "denim jacket", "cardigan", "coat", "zip hoodie"]
     kind = str(rng.choice(kinds, p=[0.24, 0.2, 0.12, 0.14, 0.18, 0.12]))
-    cloth, words = _cloth(rng, 0.85 if kind != "cardigan" else 0.5, _SOBER if kind in ("blazer", "coat") else tuple(PALETTE))
+    cloth, words = _cloth(
+        rng, 0.85 if kind != "cardigan" else 0.5, _SOBER if kind in ("blazer", "coat") else tuple(PALETTE)
+    )
     if kind == "denim jacket":
         words = str(rng.choice(["blue", "light blue", "navy", "black"]))
         cloth = _denim(rng, words)
     hem = {"coat": rng.uniform(-0.42, -0.15), "blazer": -0.03, "cardigan": -0.02}.get(kind, 0.01) + rng.normal(0, 0.012)
-    return Garment(article(f"{words} {kind}"), kind, cloth, 0.99, float(hem), 0.072, 0.0, 0.027,
-                   0.02 if kind == "coat" else 0.004, gap=float(rng.uniform(0.02, 0.1)), trim=_plain(rng, "dark grey"))  # fmt: skip
+    return Garment(
+        article(f"{words} {kind}"),
+        kind,
+        cloth,
+        0.99,
+        float(hem),
+        0.072,
+        0.0,
+        0.027,
+        0.02 if kind == "coat" else 0.004,
+        gap=float(rng.uniform(0.02, 0.1)),
+        trim=_plain(rng, "dark grey"),
+    )
 
 
 def random_lower(rng: np.random.Generator, female: bool) -> Garment:
@@ -153,8 +197,11 @@ def random_lower(rng: np.random.Generator, female: bool) -> Garment:
         cloth, words = _denim(rng, name), f"{name} jeans"
         detail = "pocket"
     else:
-        cloth, words = _cloth(rng, {"trousers": 0.85, "sweatpants": 0.9, "leggings": 0.75}.get(kind, 0.55),
-                              _SOBER if kind == "trousers" else tuple(PALETTE))  # fmt: skip
+        cloth, words = _cloth(
+            rng,
+            {"trousers": 0.85, "sweatpants": 0.9, "leggings": 0.75}.get(kind, 0.55),
+            _SOBER if kind == "trousers" else tuple(PALETTE),
+        )
         words = f"{words} {kind}"
         detail = "piping" if kind == "sweatpants" and rng.random() < 0.5 else "pocket"
     hem = {"shorts": rng.uniform(-0.38, -0.2), "skirt": rng.uniform(-0.6, -0.16), "leggings": -0.72}
@@ -164,8 +211,17 @@ def random_lower(rng: np.random.Generator, female: bool) -> Garment:
     pleats = int(rng.integers(8, 17)) if kind == "skirt" and rng.random() < 0.6 else 0
     if pleats:
         words = f"pleated {words}"
-    return Garment(article(words) if kind == "skirt" else words, kind, cloth, hem=float(low), loose=float(loose),
-                   flare=float(flare), pleats=pleats, trim=_plain(rng, "white"), detail=detail)  # fmt: skip
+    return Garment(
+        article(words) if kind == "skirt" else words,
+        kind,
+        cloth,
+        hem=float(low),
+        loose=float(loose),
+        flare=float(flare),
+        pleats=pleats,
+        trim=_plain(rng, "white"),
+        detail=detail,
+    )
 
 
 def random_dress(rng: np.random.Generator) -> tuple[Garment, Garment]:
@@ -174,7 +230,9 @@ def random_dress(rng: np.random.Generator) -> tuple[Garment, Garment]:
     sleeve = float(rng.choice([-0.03, 0.3, 0.97]))
     length = float(rng.uniform(-0.62, -0.2))
     text = article(f"{'long ' if length < -0.5 else ''}{words} dress")
-    upper = Garment(text, "dress", cloth, sleeve, 0.1, float(rng.uniform(0.075, 0.11)), float(rng.choice([0, 0.08])), 0.008)
+    upper = Garment(
+        text, "dress", cloth, sleeve, 0.1, float(rng.uniform(0.075, 0.11)), float(rng.choice([0, 0.08])), 0.008
+    )
     pleats = int(rng.integers(8, 15)) if rng.random() < 0.6 else 0
     return upper, Garment("", "dress", cloth, hem=length, loose=0.011, flare=float(rng.uniform(0, 0.05)), pleats=pleats)
 
@@ -182,11 +240,15 @@ def random_dress(rng: np.random.Generator) -> tuple[Garment, Garment]:
 def random_shoes(rng: np.random.Generator, female: bool) -> Garment:
     """Sneakers, boots, leather shoes, ballet flats, heels or sandals."""
     kinds = ["sneakers", "boots", "leather shoes", "flat shoes", "heels", "sandals"]
-    kind = str(rng.choice(kinds, p=[0.42, 0.18, 0.08, 0.1, 0.14, 0.08] if female else [0.52, 0.2, 0.22, 0.0, 0.0, 0.06]))
-    names: tuple[str, ...] = ("white", "black", "grey", "red", "navy", "beige", "blue", "green")
-    names = {"leather shoes": ("black", "brown"), "sandals": ("brown", "black", "beige"), "boots": ("black", "brown", "beige")}.get(
-        kind, names
+    kind = str(
+        rng.choice(kinds, p=[0.42, 0.18, 0.08, 0.1, 0.14, 0.08] if female else [0.52, 0.2, 0.22, 0.0, 0.0, 0.06])
     )
+    names: tuple[str, ...] = ("white", "black", "grey", "red", "navy", "beige", "blue", "green")
+    names = {
+        "leather shoes": ("black", "brown"),
+        "sandals": ("brown", "black", "beige"),
+        "boots": ("black", "brown", "beige"),
+    }.get(kind, names)
     name = str(rng.choice(names))
     top = {"sneakers": -0.742, "boots": rng.uniform(-0.69, -0.5), "leather shoes": -0.755}.get(kind, -0.768)
     white = kind == "sneakers" and rng.random() < 0.7

@@ -22,7 +22,7 @@ TONES = {
     "red": (130, 58, 32),
     "auburn": (92, 42, 28),
     "grey": (134, 130, 126),
-    "white": (198, 194, 188),
+    "white": (180, 177, 172),
 }
 _DYED = {"pink": (206, 104, 140), "blue": (58, 92, 160), "green": (60, 128, 92), "purple": (110, 66, 140)}
 STYLES = ("bald", "shaved", "short", "side-parted", "swept-back", "spiky", "curly", "afro", "bob", "long", "wavy",
@@ -115,7 +115,7 @@ def random_hair(rng: np.random.Generator, female: bool, old: bool, child: bool, 
     volume |= {"ponytail": 0.006, "braids": 0.006, "swept-back": rng.uniform(0.008, 0.016)}
     length = {"bob": rng.uniform(0.13, 0.2), "long": rng.uniform(0.25, 0.42), "wavy": rng.uniform(0.22, 0.4)}
     length |= {"ponytail": rng.uniform(0.14, 0.32), "braids": rng.uniform(0.2, 0.32), "curly": rng.uniform(0.05, 0.2)}
-    length |= {"spiky": rng.uniform(0.018, 0.03), "afro": 0.016, "bun": rng.uniform(0.026, 0.04)}
+    length |= {"spiky": rng.uniform(0.012, 0.022), "afro": 0.016, "bun": rng.uniform(0.026, 0.04)}
     cm = float(length.get(style, rng.uniform(0.025, 0.05)))
     size = "shoulder-length " if style == "curly" and cm > 0.13 else ""
     words = {
@@ -163,16 +163,17 @@ def scalp_field(hair: Hair, p: np.ndarray) -> np.ndarray:
 def beard_field(hair: Hair, p: np.ndarray) -> np.ndarray:
     """How far inside the beard's outline template positions (..., 3) on the head are, metres (negative: none)."""
     x, y, z = np.abs(p[..., 0]), p[..., 1], p[..., 2]
-    cheek = 0.652 + 0.85 * np.clip(x - 0.034, 0, 0.06)  # rises to the sideburns
+    cheek = 0.652 + 1.2 * np.clip(x - 0.023, 0, 0.045)  # rises to the sideburns
     jaw = np.minimum(np.minimum(cheek - z, z - 0.606), -0.035 - y)
     mouth = 1.25 * np.hypot(x / 1.45, z - 0.6607) - 0.0165  # free of beard around the lips
     field = np.minimum(jaw, mouth)
     if hair.beard_words == "a goatee":
-        field = np.minimum(field, 0.03 - x)
+        field = np.minimum(field, 0.024 - x - 0.25 * np.clip(0.64 - z, 0, 1))
     if hair.beard_words == "a moustache":
         field = np.full_like(field, -1.0)
     if hair.moustache:
-        lip = np.minimum(np.minimum(0.0795 * 0 + 0.6815 - 0.28 * x - z, z - 0.6695 + 0.22 * x), 0.031 - x)
+        lip = np.minimum(np.minimum(0.6808 - 0.3 * x - z, z - 0.671 + 0.2 * x), 0.03 - x) - 0.0012
+        lip = lip + 0.0012 * noise(0, p[..., 0] * 9, z * 5)
         field = np.maximum(field, np.where(y < -0.1, lip, -1.0))
     return field.astype(np.float32)
 
@@ -204,14 +205,26 @@ def _keep_out(p: np.ndarray, lift: np.ndarray) -> np.ndarray:
 
 
 def _grow(
-    roots: np.ndarray, direction: np.ndarray, length: np.ndarray, steps: int, gravity: float, lift: np.ndarray
+    roots: np.ndarray,
+    direction: np.ndarray,
+    length: np.ndarray,
+    steps: int,
+    gravity: float,
+    lift: np.ndarray,
+    free: bool = False,
 ) -> np.ndarray:
-    """Paths (n, steps + 1, 3) of strands from the roots, bent by gravity."""
+    """Paths (n, steps + 1, 3) of strands from the roots, bent by gravity; they lie on the head unless free."""
     path, p, d = [roots], roots, direction
-    for _ in range(steps):
+    for step in range(steps):
         d = d * (1 - gravity) + np.array([0, 0, -1.0]) * gravity
+        if not free:
+            out = _outward(p)
+            far = np.linalg.norm((p - SKULL) / (SKULL_RADII + 0.004 + lift[:, None]), axis=1)
+            wanted = np.clip(3.0 * (1 - far), -0.5, 0.5) + (0.3 if step == 0 else 0.0)
+            leaving = (d * out).sum(1) - wanted
+            d = d - out * (np.maximum(leaving, 0) * (p[:, 2] > 0.7))[:, None]
         d = d / np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-9)
-        moved = _keep_out(p + d * (length / steps)[:, None], lift)
+        moved = _keep_out(p + d * (length / steps)[:, None], lift * min(1.0, 0.4 + 0.6 * step))
         d = moved - p
         d = d / np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-9)
         p = moved
@@ -224,7 +237,8 @@ def _ribbons(paths: np.ndarray, core: np.ndarray, width: np.ndarray, rng: np.ran
     n, s, _ = paths.shape
     along = np.gradient(paths, axis=1)
     away = paths - core
-    side = np.cross(along, away)
+    away = away / np.maximum(np.linalg.norm(away, axis=-1, keepdims=True), 1e-9)
+    side = np.cross(along, away + 0.3 * rng.normal(0, 1, (n, 1, 3)))  # so that also strands that stand out have one
     side /= np.maximum(np.linalg.norm(side, axis=-1, keepdims=True), 1e-9)
     v = np.linspace(0, 1, s)
     half = width[:, None] * (1 - 0.8 * v**2.5) * np.minimum(0.6 + 3 * v, 1)
@@ -235,8 +249,12 @@ def _ribbons(paths: np.ndarray, core: np.ndarray, width: np.ndarray, rng: np.ran
     chart = np.empty((n, s, 2, 3))
     chart[..., 0], chart[..., 1], chart[..., 2] = [-1.0, 1.0], v[:, None], rng.random(n)[:, None, None]
     cores = np.repeat(core[:, :, None], 2, 2)
-    return Cards(*(x.reshape(-1, 3).astype(np.float32) for x in (vertices, cores)), faces.astype(np.int32),
-                 chart.reshape(-1, 3).astype(np.float32))  # fmt: skip
+    return Cards(
+        vertices.reshape(-1, 3).astype(np.float32),
+        cores.reshape(-1, 3).astype(np.float32),
+        faces.astype(np.int32),
+        chart.reshape(-1, 3).astype(np.float32),
+    )
 
 
 def _joined(cards: list[Cards]) -> Cards:
@@ -265,14 +283,14 @@ def _bundle(centre: np.ndarray, radius: np.ndarray, count: int, rng: np.random.G
 
 
 def _tail(start: np.ndarray, away: np.ndarray, length: float, radius: float, rng: np.random.Generator) -> Cards:
-    path = _grow(start[None], away[None], np.array([length]), 10, 0.38, np.array([0.015]))[0]
+    path = _grow(start[None], away[None], np.array([length]), 10, 0.38, np.array([0.015]), True)[0]
     v = np.linspace(0, 1, len(path))
     return _bundle(path, radius * (0.35 + 2.6 * v * (1 - v) ** 1.1 + 0.1 * (1 - v)), 70, rng)
 
 
 def _braid(side: float, length: float, rng: np.random.Generator) -> Cards:
     start = np.array([side * 0.07, -0.005, 0.68])
-    path = _grow(start[None], np.array([[side * 0.5, -0.35, -0.7]]), np.array([length]), 22, 0.3, np.zeros(1))[0]
+    path = _grow(start[None], np.array([[side * 0.5, -0.35, -0.7]]), np.array([length]), 22, 0.3, np.zeros(1), True)[0]
     v = np.linspace(0, 1, len(path))
     return _bundle(path, 0.014 * (1.1 - 0.5 * v) * (0.72 + 0.28 * np.cos(np.arange(len(path)) * 2.1)), 60, rng)
 
@@ -307,7 +325,7 @@ def _combed(style: str, hair: Hair, p: np.ndarray, rng: np.random.Generator) -> 
     flow = flow - 0.8 * out * (flow * out).sum(1, keepdims=True) * (style not in ("spiky", "afro"))
     flow = flow / np.maximum(np.linalg.norm(flow, axis=1, keepdims=True), 1e-9)
     rise = {"short": 0.28, "side-parted": 0.22, "swept-back": 0.25, "curly": 0.5}.get(style, 0.12)
-    return flow + rise * out + rng.normal(0, 0.13, p.shape)
+    return flow + rise * out + rng.normal(0, 0.12, p.shape)
 
 
 def hair_cards(hair: Hair, scalp: np.ndarray, flat: bool) -> Cards | None:
@@ -328,10 +346,10 @@ def hair_cards(hair: Hair, scalp: np.ndarray, flat: bool) -> Cards | None:
         scalp = scalp[scalp[:, 2] < 0.775] if long or hair.style != "afro" else scalp[:0]
         if not len(scalp):
             return None
-    count = 420 if long else 620
-    steps = {"wavy": 14, "curly": 12, "spiky": 2, "afro": 2}.get(hair.style, 10 if long else 4)
+    count = 680 if long else 760
+    steps = {"wavy": 14, "curly": 16, "spiky": 2, "afro": 2}.get(hair.style, 10 if long else 4)
     roots = scalp[rng.integers(len(scalp), size=count)] + rng.normal(0, 0.004, (count, 3))
-    lift = np.abs(rng.normal(0.006, 0.006, count)) + 0.7 * hair.volume * (0.3 if flat else 1.0)
+    lift = np.abs(rng.normal(0.003, 0.004, count)) + 0.8 * hair.volume * (0.3 if flat else 1.0)
     roots = roots + _outward(roots) * (0.75 * hair.volume if hair.style in ("afro", "curly") else 0.002)
     length = hair.length * rng.uniform(0.7, 1.1, count)
     if hair.style in ("short", "side-parted", "swept-back"):  # shorter at the sides
@@ -339,15 +357,24 @@ def hair_cards(hair: Hair, scalp: np.ndarray, flat: bool) -> Cards | None:
     if hair.style == "bob" or hair.style in ("long", "wavy"):  # to one height
         length = np.maximum(hair.length + (roots[:, 2] - 0.76) * 1.2 + rng.normal(0, 0.012, count), 0.05)
     gravity = {"spiky": 0.0, "afro": 0.0, "curly": 0.22}.get(hair.style, 0.34 if long else 0.12)
-    paths = _grow(roots, _combed(hair.style, hair, roots, rng), length, steps, gravity, lift)
+    paths = _grow(
+        roots, _combed(hair.style, hair, roots, rng), length, steps, gravity, lift, hair.style in ("spiky", "afro")
+    )
     if hair.style in ("wavy", "curly"):
         v = np.linspace(0, 1, steps + 1)
-        cycles, size = (2.2, 0.011) if hair.style == "wavy" else (2.6 + 8 * hair.length, 0.011)
+        cycles, size = (2.2, 0.011) if hair.style == "wavy" else (1.2 + 12 * hair.length, 0.009)
         phase = rng.uniform(0, 2 * np.pi, (count, 1)) if hair.style == "curly" else 6 * roots[:, :1] / 0.08
         wave = 2 * np.pi * cycles * v + phase
         swing = np.stack([np.cos(wave), np.sin(wave), 0.5 * np.sin(wave)], -1) * (size * np.minimum(4 * v, 1))[:, None]
         paths = paths + swing
-    width = rng.uniform(0.005, 0.009, count) if long else rng.uniform(0.003, 0.006, count)
+    thin, thick = (
+        (0.005, 0.009)
+        if long and hair.style != "curly"
+        else (0.0015, 0.003)
+        if hair.style in ("spiky", "curly")
+        else (0.0022, 0.0045)
+    )
+    width = rng.uniform(thin, thick, count)
     cards = [_ribbons(paths, _head_core(paths), width, rng)]
     if hair.fringe and not flat:
         front = scalp[(scalp[:, 1] < -0.115) & (np.abs(scalp[:, 0]) < 0.06) & (scalp[:, 2] < 0.835)]
@@ -359,26 +386,26 @@ def hair_cards(hair: Hair, scalp: np.ndarray, flat: bool) -> Cards | None:
 
 def _fringe(roots: np.ndarray, hair: Hair, rng: np.random.Generator) -> np.ndarray:
     """Paths from the front of the scalp over the forehead to just above the brows."""
-    end = 0.785 - hair.fringe + rng.normal(0, 0.003, len(roots))
+    end = 0.785 - hair.fringe + rng.normal(0, 0.006, len(roots))
     v = np.linspace(0, 1, 6)[None, :, None]
     tip = np.stack([roots[:, 0] * 1.05 + 0.3 * hair.part, -0.163 + 6.0 * roots[:, 0] ** 2, end], 1)
-    bulge = np.stack([0 * end, np.full_like(end, -0.018), np.full_like(end, 0.006)], 1)[:, None] * np.sin(np.pi * v)
+    bulge = np.stack([0 * end, np.full_like(end, -0.008), np.full_like(end, 0.004)], 1)[:, None] * np.sin(np.pi * v)
     return roots[:, None] + (tip - roots)[:, None] * v + bulge
 
 
 def beard_cards(hair: Hair, jaw: np.ndarray) -> Cards | None:
     """Short cards on the points (n, 3) inside a beard's outline; None for stubble or none."""
-    if hair.beard < 0.5 or not len(jaw):
+    jaw = jaw[jaw[:, 2] < 0.664]
+    if hair.beard < 0.5 or hair.beard_words == "a moustache" or not len(jaw):
         return None
     rng = np.random.Generator(np.random.Philox(key=hair.seed + 1))
-    count = 60 if hair.beard_words == "a moustache" else 260
+    count = 420 if hair.beard == 1.0 else 260
     roots = jaw[rng.integers(len(jaw), size=count)] + rng.normal(0, 0.0015, (count, 3))
     out = roots - np.array([0.0, -0.07, 0.68])
     out /= np.linalg.norm(out, axis=1, keepdims=True)
-    length = rng.uniform(0.006, 0.012, count) * (2.2 if hair.beard == 1.0 else 1.0)
-    length = np.where(roots[:, 2] > 0.664, 0.006, length)
+    length = rng.uniform(0.003, 0.006, count) * (3.0 if hair.beard == 1.0 else 0.9)
     v = np.linspace(0, 1, 4)[None, :, None]
     aside = np.stack([np.sign(roots[:, 0]) * 0.35, 0 * length, -1 + 0 * length], 1)
-    paths = roots[:, None] + length[:, None, None] * v * (0.45 * out + 0.8 * aside)[:, None] + 0.001 * out[:, None]
+    paths = roots[:, None] + length[:, None, None] * v * (0.18 * out + 0.9 * aside)[:, None] + 0.001 * out[:, None]
     core = np.broadcast_to(np.array([0.0, -0.07, 0.68]), paths.shape)
-    return _ribbons(paths, core, rng.uniform(0.0018, 0.003, count), rng)
+    return _ribbons(paths, core, rng.uniform(0.0008, 0.0016, count), rng)

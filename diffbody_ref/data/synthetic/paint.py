@@ -57,7 +57,7 @@ def _folds(g: Garment, u: np.ndarray, v: np.ndarray, p: np.ndarray, parts: np.nd
     if g.skirted and g.pleats:
         fall = np.clip((0.1 - z) / 0.2, 0, 1)
         wave = 0.22 * fall * np.cos(g.pleats * np.arctan2(p[:, 0], -p[:, 1] - 0.02) + 0.8)
-    return tight * (0.34 * np.clip(bent, 0, 1.2) * sharp + 0.13 * soft) + wave
+    return tight * (0.34 * np.clip(bent, 0, 1.2) * sharp + 0.08 * soft) + wave
 
 
 def _cloth(g: Garment, fields: np.ndarray, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
@@ -152,7 +152,9 @@ def _lower(g: Garment, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
         colour[crease & (p[:, 1] < -0.02) & (z < -0.05)] *= 1.25
     if g.detail == "piping" and g.trim is not None:
         centre = np.interp(-z, [0.0, 0.37, 0.73], [0.10, 0.16, 0.215])
-        stripe = (np.abs(np.mod(p[:, 1] + 0.005, 0.024) - 0.012) < 0.0045) & (np.abs(p[:, 1]) < 0.03) & (x > centre + 0.02)
+        stripe = (
+            (np.abs(np.mod(p[:, 1] + 0.005, 0.024) - 0.012) < 0.0045) & (np.abs(p[:, 1]) < 0.03) & (x > centre + 0.02)
+        )
         colour[stripe & (z < 0.08)] = g.trim.colours[0]
     return colour
 

@@ -49,12 +49,12 @@ def _step(value: np.ndarray, width: float) -> np.ndarray:
 def _brows(who: Identity, colour: np.ndarray, p: np.ndarray) -> np.ndarray:
     x, z = np.abs(p[:, 0]), p[:, 2]
     t = (x - 0.0125) / 0.042
-    arc = 0.7468 + 0.0092 * np.sin(2.25 * np.clip(t, 0, 1)) - 0.001
-    half = who.complexion.brow * (0.0042 - 0.0026 * np.clip(t, 0, 1) ** 1.5)
+    arc = 0.7482 + 0.0068 * np.sin(2.4 * np.clip(t, 0, 1))
+    half = who.complexion.brow * (0.0036 - 0.0024 * np.clip(t, 0, 1) ** 1.5)
     hairs = noise(0, x * 5.0 - z * 3.0, z * 9.0)
     inside = _step(half - np.abs(z - arc) + 0.0007 * hairs, 0.0016) * _step(np.minimum(t, 1 - t), 0.09)
-    tone = np.minimum(who.hair.colour * 0.75, who.complexion.skin * 0.5)
-    return _mix(colour, tone, inside * (0.72 + 0.15 * hairs))
+    tone = np.minimum(who.hair.colour * 0.6, who.complexion.skin * 0.35)
+    return _mix(colour, tone, inside * (0.85 + 0.15 * hairs))
 
 
 def _lids(c: Complexion, colour: np.ndarray, p: np.ndarray, female: bool) -> np.ndarray:
@@ -87,7 +87,7 @@ def _mouth(c: Complexion, colour: np.ndarray, p: np.ndarray) -> np.ndarray:
     colour = _mix(colour, c.lips * np.array([0.16, 0.1, 0.1]), 0.9 * gap)
     colour = _mix(colour, c.skin * 0.35, 0.3 * _near(x, z, (0.0275, 0.6605), (0.002, 0.0025)))  # corners
     colour = _mix(colour, c.skin * 0.5, 0.22 * _near(x, z, (0.0, 0.6435), (0.012, 0.0025)))  # below the lower lip
-    inside = (x < 0.032) & (z > 0.63) & (z < 0.69) & (p[:, 1] > -0.139 + 26 * x**2)
+    inside = (x < 0.032) & (z > 0.646) & (z < 0.69) & (p[:, 1] > -0.139 + 26 * x**2)
     return _mix(colour, np.array([0.05, 0.012, 0.01]), inside.astype(float))
 
 
@@ -108,7 +108,9 @@ def _face(who: Identity, colour: np.ndarray, p: np.ndarray) -> np.ndarray:
     c, x, z = who.complexion, np.abs(p[:, 0]), p[:, 2]
     female = who.phenotype["gender"] > 0.5
     red = c.skin * np.array([1.08, 0.72, 0.68])
-    colour = _mix(colour, red, (0.2 + 0.5 * c.blush * (0.5 + 0.5 * female)) * _near(x, z, (0.044, 0.695), (0.015, 0.013)))
+    colour = _mix(
+        colour, red, (0.2 + 0.5 * c.blush * (0.5 + 0.5 * female)) * _near(x, z, (0.044, 0.695), (0.015, 0.013))
+    )
     colour = _mix(colour, red, 0.35 * _near(x, z, (0.0, 0.692), (0.011, 0.01)))
     colour = _mix(colour, np.minimum(c.skin * 1.12, 0.9), 0.4 * _near(x, z, (0.0, 0.715), (0.0035, 0.022)))
     colour = _mix(colour, c.skin * np.array([0.62, 0.52, 0.5]), 0.3 * _near(x, z, (0.0135, 0.7), (0.003, 0.014)))
@@ -117,13 +119,14 @@ def _face(who: Identity, colour: np.ndarray, p: np.ndarray) -> np.ndarray:
         where = np.exp(-0.5 * ((z - 0.703) / 0.016) ** 2) * _step(0.058 - x, 0.015)
         colour = _mix(colour, c.skin * np.array([0.6, 0.42, 0.33]), 0.75 * c.freckles * dots * where)
     colour = _wrinkles(c, colour, p)
-    male = not female and 0.5 < who.phenotype["age"]
+    male = not female and who.phenotype["age"] > 0.5
     shadow = max(who.hair.beard if who.hair.beard_words == "stubble" else 0.0, 0.13 * male)
     if shadow or who.hair.beard >= 0.5:
         inside = beard_field(who.hair, p) if who.hair.beard >= 0.5 else _stubble_field(p)
-        grain = 0.75 + 0.3 * noise(0, p[:, 0] * 7, z * 7)
-        amount = (1.0 if who.hair.beard >= 0.5 else shadow) * grain * _step(inside - 0.001, 0.005)
-        colour = _mix(colour, who.hair.colour * 0.8 + 0.03 * c.skin, 0.85 * amount)
+        grain = 0.8 + 0.2 * noise(0, p[:, 0] * 9, z * 5) + 0.1 * noise(1, p[:, 0] * 3, z * 2)
+        full = 0.92 if who.hair.beard >= 0.5 else shadow
+        amount = full * grain * _step(inside - 0.0015 + 0.002 * (grain - 0.8), 0.0035)
+        colour = _mix(colour, who.hair.colour * 0.8 + 0.06 * c.skin, amount)
     colour = _brows(who, colour, p)
     colour = _lids(c, colour, p, female)
     nostril = _near(x, z, (0.0085, 0.6838), (0.0034, 0.0017)) * (p[:, 1] < -0.13)
@@ -212,7 +215,7 @@ def card_hair(hair: Hair, chart: np.ndarray) -> np.ndarray:
     """Cards of hair (M, 3) at their chart (across, along, number of the card)."""
     across, along, number = chart.T
     strand = noise(0, number * 7.3 + across * 0.022, along * 0.06 + number)
-    tone = 0.42 * (2 * number - 1) + 0.3 * strand + 0.12 * along
+    tone = 0.26 * (2 * number - 1) + 0.26 * strand + 0.12 * along
     root = 0.6 + 0.4 * np.clip(along * 3.5, 0, 1)
     edge = 1 - 0.25 * across**2
     return (hair.colour * (np.exp(tone) * root * edge)[:, None]).astype(np.float32)

@@ -165,8 +165,8 @@ def _knit(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def _denim(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Twill with worn, lighter patches."""
     line = np.abs((u + v) * 0.5 - np.floor((u + v) * 0.5) - 0.5) * 2
-    worn = 0.3 * noise(2, u * m.scale * 1.1, v * m.scale * 0.7) + 0.15 * noise(1, u * m.scale * 2, v * m.scale * 0.5)
-    return _mix(m.colours[0], m.colours[1], np.clip(0.2 + 0.35 * line + worn, 0, 1))
+    worn = 0.12 * noise(2, u * m.scale * 1.1, v * m.scale * 0.7) + 0.08 * noise(1, u * m.scale * 2, v * m.scale * 0.5)
+    return _mix(m.colours[0], m.colours[1], np.clip(0.3 + 0.15 * line + worn, 0, 1))
 
 
 def _tartan(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -28,7 +28,13 @@ _SKIN = (  # sRGB, light to dark
     (116, 76, 54),
     (84, 55, 41),
 )
-_IRIS = {"brown": (74, 46, 28), "dark brown": (46, 29, 20), "blue": (92, 124, 158), "green": (92, 112, 74), "grey": (110, 120, 126)}
+_IRIS = {
+    "brown": (74, 46, 28),
+    "dark brown": (46, 29, 20),
+    "blue": (92, 124, 158),
+    "green": (92, 112, 74),
+    "grey": (110, 120, 126),
+}
 
 
 @dataclass(frozen=True)
