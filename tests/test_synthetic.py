@@ -276,6 +276,8 @@ def test_folder_resumes_grows_and_refuses_another_seed(tmp_path: Path) -> None:
     assert Image.open(tmp_path / record["parts"]).mode == "L"
     contact_sheet(tmp_path, tmp_path / "sheet.png", 2)
     assert Image.open(tmp_path / "sheet.png").size == (2 * 32, 2 * 64)
+    with pytest.raises(ValueError, match=r"\.png or \.jpg"):
+        contact_sheet(tmp_path, tmp_path / "sheet.tiff", 2)
     with pytest.raises(ValueError, match="seed 4"):
         synthesize(tmp_path, 3, 1, 5, 32, 16, workers=1)
     with pytest.raises(ValueError, match="views is 0"):

@@ -224,11 +224,14 @@ class BodyModel:
         return Sheet(source, triangles, source @ self.template, source @ self.parts)
 
     def rest(self, phenotype: dict[str, float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Vertices (19158, 3) and the bones' heads (3,) by name, of a phenotype at rest."""
+        """Vertices (19158, 3) and the bones' heads (3,) by name, of a phenotype in the pose of no rotations.
+
+        (That is the template's pose; anny's own rest pose differs with the phenotype.)
+        """
         with torch.no_grad():
             out = self.model(pose_parameters=torch.eye(4).repeat(1, len(self.bones), 1, 1), phenotype_kwargs=phenotype)
-        heads = out["rest_bone_poses"][0, :, :3, 3].numpy()
-        return out["rest_vertices"][0].numpy(), dict(zip(self.bones, heads, strict=True))
+        heads = out["bone_poses"][0, :, :3, 3].numpy()
+        return out["vertices"][0].numpy(), dict(zip(self.bones, heads, strict=True))
 
     def pose(
         self,

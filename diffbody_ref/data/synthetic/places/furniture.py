@@ -41,7 +41,7 @@ def metal(rng: np.random.Generator) -> Surface:
 def any_tone(rng: np.random.Generator) -> tuple[float, float, float]:
     """Any colour, seldom a pure one."""
     grey, pure = rng.uniform(50, 215), rng.uniform(20, 235, 3)
-    share = rng.uniform(0.15, 0.7)
+    share = rng.uniform(0.08, 0.5)
     return tuple(float(x) for x in grey + (pure - grey) * share)  # type: ignore[return-value]
 
 

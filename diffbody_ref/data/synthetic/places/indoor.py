@@ -122,14 +122,14 @@ def _light(rng: np.random.Generator, camera: Camera) -> Light:
     warm = rng.uniform(-0.02, 0.06) if day else rng.uniform(0.06, 0.16)
     tint = np.array([1 + warm, 1, 1 - 1.3 * warm])
     side = key_direction(rng, camera, 1.0, (0.1, 0.5))
-    base = rng.uniform(0.45, 0.75)
+    base = rng.uniform(0.3, 0.55)
     return light(
         key_direction(rng, camera, 0.8, (0.5, 1.2)),
         rng.uniform(0.15, 0.4),
-        tint * rng.uniform(0.25, 1.1),
+        tint * rng.uniform(0.4, 1.5),
         tint * base,
         tint * np.array([1.0, 0.93, 0.85]) * base * 0.55,
-        np.array([1 - warm, 1, 1 + warm]) * rng.uniform(0.3, 1.2),
+        np.array([1 - warm, 1, 1 + warm]) * rng.uniform(0.2, 0.9),
         side,
         1.3,
     )

@@ -24,7 +24,7 @@ def _trees(
     parts: list[Solid] = []
     for x, y in _scatter(rng, count, near, far):
         away = float(np.hypot(x, y))
-        detail = float(np.clip(9 / away, 0.12, 1.3))
+        detail = float(np.clip(14 / away, 0.12, 4.0))
         tall = float(rng.uniform(5, 10))
         make = plants.conifer if rng.random() < firs else plants.tree
         parts += make(rng, (float(x), float(y)), tall, green, wood, detail)
