@@ -12,8 +12,9 @@ pytest.importorskip("anny")
 pytest.importorskip("warp")
 from scipy.spatial.transform import Rotation
 
-from diffbody_ref.data.synthetic import accessories, clothing, hair
-from diffbody_ref.data.synthetic.accessories import NO_PART, Thing
+from diffbody_ref.data.synthetic import clothing, hair
+from diffbody_ref.data.synthetic import pieces as meshes
+from diffbody_ref.data.synthetic.accessories import Thing
 from diffbody_ref.data.synthetic.body import body_model
 from diffbody_ref.data.synthetic.cast import generator
 from diffbody_ref.data.synthetic.paint import person_albedo
@@ -163,10 +164,10 @@ def test_what_is_worn_is_a_part_and_what_is_carried_is_none() -> None:
     for kind, slot, part in (
         ("cap", "hat", 0),
         ("scarf", "body", 1),
-        ("backpack", "body", NO_PART),
-        ("cup", "hand", NO_PART),
+        ("backpack", "body", meshes.NO_PART),
+        ("cup", "hand", meshes.NO_PART),
     ):
-        assert {piece.part for piece in accessories.build(_thing(kind, slot))} == {part}
+        assert {piece.part for piece in meshes.build(_thing(kind, slot))} == {part}
     who = _wearing(_thing("cap", "hat"), _thing("cup", "hand"))
     mesh = clothing.dress(body_model(), who)
     hat, cup = (mesh.parts[np.unique(mesh.faces[mesh.kind == clothing.PIECE + i])] for i in (0, 2))
@@ -185,7 +186,7 @@ def test_meshes_of_things_are_closed_in_their_numbers_and_small() -> None:
         ("book", "hand"),
     ]
     for kind, slot in kinds:
-        for piece in accessories.build(_thing(kind, slot)):
+        for piece in meshes.build(_thing(kind, slot)):
             assert np.isfinite(piece.vertices).all()
             assert piece.faces.max() < len(piece.vertices) == len(piece.chart)
             assert np.ptp(piece.vertices, axis=0).max() < 1.0

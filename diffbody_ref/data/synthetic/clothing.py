@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from diffbody_ref.data.synthetic import accessories as acc
 from diffbody_ref.data.synthetic.body import ARMS, FEET, HEAD, TORSO, BodyModel, Sheet
 from diffbody_ref.data.synthetic.garments import Garment
 from diffbody_ref.data.synthetic.hair import Cards, beard_cards, beard_field, hair_cards, scalp_field
+from diffbody_ref.data.synthetic.pieces import Piece, build, hood, soles
 from diffbody_ref.data.synthetic.skeleton import rotation
 from diffbody_ref.data.synthetic.textures import Material, noise
 from diffbody_ref.data.synthetic.wardrobe import Identity
@@ -84,11 +84,11 @@ def upper_fields(g: Garment, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
     hem = p[..., 2] - g.hem + arm
     neck = np.minimum(neck_distance(g, p) if g.neck else 0.615 - p[..., 2], 0.617 - p[..., 2])
     if g.gap:
-        neck = np.minimum(neck, np.where(p[..., 1] < -0.02, np.abs(p[..., 0]) - _opening(g, p), 1.0))
+        neck = np.minimum(neck, np.where(p[..., 1] < -0.02, np.abs(p[..., 0]) - opening(g, p), 1.0))
     return np.stack([sleeve, hem, neck], -1).astype(np.float32)
 
 
-def _opening(g: Garment, p: np.ndarray) -> np.ndarray:
+def opening(g: Garment, p: np.ndarray) -> np.ndarray:
     """Half width of an open front at template positions."""
     return 0.035 + (g.gap - 0.015) * np.clip((0.5 - p[..., 2]) / 0.45, 0, 1.6)
 
@@ -96,7 +96,7 @@ def _opening(g: Garment, p: np.ndarray) -> np.ndarray:
 def lower_fields(g: Garment, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
     """Waist, hem and (where it opens) front fields of a lower garment."""
     top = (SKIRT_TOP_Z if g.skirted else WAIST_Z) - p[..., 2] - 2 * parts[..., ARMS]
-    front = np.where(p[..., 1] < -0.02, np.abs(p[..., 0]) - _opening(g, p), 1.0) if g.gap else np.ones_like(top)
+    front = np.where(p[..., 1] < -0.02, np.abs(p[..., 0]) - opening(g, p), 1.0) if g.gap else np.ones_like(top)
     return np.stack([top, p[..., 2] - g.hem, front], -1).astype(np.float32)
 
 
@@ -145,11 +145,11 @@ def _trunk(model: BodyModel, g: Garment, kind: int, under: float) -> list[_Layer
         far, x = neck_distance(g, cloth.template), np.abs(cloth.template[:, 0])
         front = cloth.template[:, 1] < -0.03
         reach = 0.036 + 0.03 * front * np.clip(1 - x / 0.07, 0, 1)
-        edge = np.minimum(0.619 - z, np.where(front, x - (_opening(g, cloth.template) if g.gap else 0.004), 1.0))
+        edge = np.minimum(0.619 - z, np.where(front, x - (opening(g, cloth.template) if g.gap else 0.004), 1.0))
         collar = np.stack([far + 0.012, reach - far, edge], 1).astype(np.float32)
         layers.append(_Layer(cloth, collar, np.full(len(z), g.loose + 0.006), 0.0, kind))
         if g.gap:
-            lapel = np.stack([x - _opening(g, cloth.template), _opening(g, cloth.template) + 0.11 * (z - 0.22) - x,
+            lapel = np.stack([x - opening(g, cloth.template), opening(g, cloth.template) + 0.11 * (z - 0.22) - x,
                               np.where(front, z - 0.22, -1.0)], 1)  # fmt: skip
             layers.append(_Layer(cloth, lapel.astype(np.float32), np.full(len(z), g.loose + 0.0045), 0.0, kind))
     return layers
@@ -266,7 +266,7 @@ class _Builder:
             self.rows[name].append(row)
         self.count += n
 
-    def dressed(self, pieces: list[acc.Piece]) -> Dressed:
+    def dressed(self, pieces: list[Piece]) -> Dressed:
         gloss = np.array(
             [_GLOSS.get(kind, (0.0, 1.0)) for kind in range(PIECE)] + [p.gloss for p in pieces], np.float32
         )
@@ -316,15 +316,15 @@ def _sole_outline(model: BodyModel) -> np.ndarray:
     return np.stack([np.interp(even, far, closed[:, i]) for i in range(3)], 1)
 
 
-def _pieces(model: BodyModel, who: Identity) -> list[acc.Piece]:
-    pieces = [piece for thing in who.things for piece in acc.build(thing)]
+def _pieces(model: BodyModel, who: Identity) -> list[Piece]:
+    pieces = [piece for thing in who.things for piece in build(thing)]
     hooded = who.outer if who.outer and who.outer.kind == "zip hoodie" else who.upper
     if hooded.kind in ("hoodie", "zip hoodie"):
-        pieces.append(acc.hood(hooded.cloth))
+        pieces.append(hood(hooded.cloth))
     if who.shoes.trim is not None:
         thick = {"sneakers": 0.016, "boots": 0.016, "sandals": 0.01, "leather shoes": 0.009}.get(who.shoes.kind, 0.004)
         heel = {"heels": HEEL, "boots": 0.012, "leather shoes": 0.012}.get(who.shoes.kind, 0.0)
-        pieces += acc.soles(_sole_outline(model), who.shoes.trim, thick, heel)
+        pieces += soles(_sole_outline(model), who.shoes.trim, thick, heel)
     return pieces
 
 

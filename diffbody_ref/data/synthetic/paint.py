@@ -124,11 +124,11 @@ def _upper(g: Garment, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
     if g.gap:
         pocket = front & (np.abs(z - 0.13 - 0.25 * (x - 0.1)) < 0.0035) & (np.abs(x - 0.105) < 0.035)
         colour[pocket] *= 0.5
-        edge = np.abs(x - c._opening(g, p) - 0.009) < 0.0022
+        edge = np.abs(x - c.opening(g, p) - 0.009) < 0.0022
         if g.kind in ("jacket", "zip hoodie", "denim jacket"):
             colour[front & edge] = 0.35 if g.kind != "denim jacket" else colour[front & edge] * 1.6
         if g.kind in ("blazer", "coat", "cardigan"):
-            button = np.hypot(x - c._opening(g, p) - 0.016, np.mod(z, 0.09) - 0.045) < 0.007
+            button = np.hypot(x - c.opening(g, p) - 0.016, np.mod(z, 0.09) - 0.045) < 0.007
             colour[front & button & (z < 0.3) & (p[:, 0] > 0)] = 0.03
     return colour
 

@@ -92,7 +92,8 @@ class Identity:
     def upper_words(self) -> str:
         """The garments of the trunk from outside inwards, with a scarf and a bag."""
         over = f"{self.outer.words} over {self.upper.words}" if self.outer else self.upper.words
-        return " with ".join([over, *self._things("body")])
+        carried = " and ".join(self._things("body"))
+        return f"{over} with {carried}" if carried else over
 
     @property
     def hand_words(self) -> str:
