@@ -195,7 +195,7 @@ def contact_sheet(dataset_dir: Path, out: Path, count: int, scale: int = 2, colu
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (i % columns * width, i // columns * height))
     scratch = out.with_name(f".{out.name}")
-    sheet.save(scratch, format="PNG" if out.suffix.lower() == ".png" else "JPEG", quality=88)
+    sheet.save(scratch, format="PNG" if out.suffix.lower() == ".png" else "JPEG", quality=80)
     scratch.replace(out)
 
 

@@ -91,10 +91,11 @@ def develop(rng: np.random.Generator, colour: np.ndarray, person: np.ndarray) ->
     height, width = person.shape
     luminance = colour @ np.array([0.2126, 0.7152, 0.0722], np.float32)
     level = 0.6 * luminance[person].mean() + 0.4 * np.median(luminance) if person.any() else luminance.mean()
+    level = max(float(level), 0.32 * float(np.quantile(luminance, 0.93)), 1e-4)  # few highlights are lost
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     vignette = 1 - rng.uniform(0.0, 0.22) * (0.6 * y * y + 0.4 * x * x)
     balance = np.exp(rng.normal(0, [0.05, 0.01, 0.05]))
-    exposure = 0.2 * np.exp(rng.normal(0.0, 0.22)) / max(float(level), 1e-4)
+    exposure = 0.2 * np.exp(rng.normal(0.0, 0.2)) / level
     exposed = colour * (balance * exposure * vignette[..., None]).astype(np.float32)
     grey = exposed @ np.full((3, 1), 1 / 3, np.float32)
     exposed = grey + (exposed - grey) * np.float32(rng.uniform(0.85, 1.05))  # albedos are purer than cameras' colours

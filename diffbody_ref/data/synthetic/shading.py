@@ -193,8 +193,8 @@ class Stage:
             light.reach,
             seed + 1,
         )
-        key = _smoothed(key, hits, shape, 2 if light.spread < 0.05 else 3)
-        around = _smoothed(around, hits, shape, 3)
+        both = _smoothed(np.concatenate([key, around], 1), hits, shape, (1, 2))
+        key, around = both[:, :1], _smoothed(both[:, 1:], hits, shape, (4,))
         facing = np.zeros((len(rays), 1), np.float32)
         facing[lit, 0] = np.clip(normal @ light.direction, 0, 1)
         out = hits.colour * (around + light.key * facing * key)
@@ -232,16 +232,16 @@ def _highlights(hits: Hits, rays: np.ndarray, light: Light, key: np.ndarray) -> 
     return out
 
 
-def _smoothed(values: np.ndarray, hits: Hits, shape: tuple[int, int], passes: int) -> np.ndarray:
+def _smoothed(values: np.ndarray, hits: Hits, shape: tuple[int, int], steps: tuple[int, ...]) -> np.ndarray:
     """Noisy light averaged over neighbouring samples on one surface (edge-avoiding à-trous, Dammertz et al. 2010).
 
-    Passes of 3 × 3 taps, 1, 2, 4 ... samples apart, weighted by how alike the normals are and how near the
-    neighbour lies to the sample's tangent plane.
+    One pass of 3 × 3 taps, that many samples apart, for each of `steps`; weighted by how alike the normals are and
+    how near the neighbour lies to the sample's tangent plane.
     """
     grid = values.reshape(*shape, -1)
     normal, position = hits.normal.reshape(*shape, 3), hits.position.reshape(*shape, 3)
     slack = (0.004 + 0.004 * np.where(np.isfinite(hits.depth), hits.depth, 0)).reshape(shape)
-    for step in (1 << i for i in range(passes)):
+    for step in steps:
         total, weight = grid.copy(), np.ones((*shape, 1), np.float32)
         for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
             here, there = _shifted(shape, dy * step, dx * step)

@@ -202,7 +202,7 @@ def potted_plant(rng: np.random.Generator, height: float) -> list[Solid]:
     green = surface(rng, "leaf", (40, 78, 36), (104, 140, 70), spread=0.15)
     tall = height - pot_height
     if rng.random() < 0.5:
-        count = int(90 + 120 * tall)
+        count = int(130 + 260 * tall)
         radius = 0.32 * tall * rng.random(count) ** 0.4 + 0.05
         turns, up = rng.uniform(0, 2 * np.pi, count), rng.uniform(0.1, 1.0, count)
         points = np.stack([radius * np.cos(turns), radius * np.sin(turns), pot_height + tall * up], 1)
@@ -210,7 +210,7 @@ def potted_plant(rng: np.random.Generator, height: float) -> list[Solid]:
         parts.append(
             tube((0, 0, pot_height - 0.03), (0, 0, pot_height + 0.8 * tall), 0.012 + 0.01 * tall, stem, sides=6)
         )
-        return [*parts, leaves(rng, points, 0.055 + 0.04 * tall, green, 0.3)]
+        return [*parts, leaves(rng, points, 0.035 + 0.03 * tall, green, 0.3)]
     for _ in range(int(rng.integers(9, 16))):  # arching blades
         turn, reach = rng.uniform(0, 2 * np.pi), tall * rng.uniform(0.3, 0.7)
         t = np.linspace(0, 1, 9)

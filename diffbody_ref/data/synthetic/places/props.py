@@ -34,10 +34,9 @@ def support(rng: np.random.Generator, person: Actor, outdoors: bool) -> tuple[li
     need, v = person.pose.support, person.vertices
     if need == "seat":
         hips = person.posed.keypoints[[kp.INDEX["left_hip"], kp.INDEX["right_hip"]]].mean(0)
-        below = v[
-            (np.abs(v[:, 0] - hips[0]) < 0.2) & (np.abs(v[:, 1] - hips[1] - 0.02) < 0.12) & (v[:, 2] > 0.2 * hips[2])
-        ]
-        height = float(np.quantile(below[:, 2], 0.02)) + 0.015  # cloth and flesh give
+        near = (np.abs(v[:, 0] - hips[0]) < 0.2) & (np.abs(v[:, 1] - hips[1] - 0.02) < 0.12)
+        below = v[near & (v[:, 2] > 0.5 * hips[2]) & (v[:, 2] < hips[2])]
+        height = float(np.quantile(below[:, 2], 0.05)) + 0.01  # cloth and flesh give
         things, words = f.seat(rng, height, outdoors)
         return placed(things, (float(hips[0]), float(hips[1]) - 0.03, 0)), words
     if need == "wall":
@@ -111,8 +110,8 @@ def occluders(rng: np.random.Generator, person: Actor, camera: Camera, kind: str
     sideways = np.array([ahead[1], -ahead[0]])
     reach = float(-(person.vertices[:, :2] @ ahead).min()) + depth + 0.06
     distance = float(-camera.position[:2] @ ahead)
-    gap = reach + float(rng.uniform(0.0, 0.35)) * max(distance - reach - 0.6, 0.0)
-    if distance - gap < depth + 0.5:
+    gap = reach + float(rng.uniform(0.0, 0.3)) * max(distance - reach - 0.6, 0.0)
+    if distance - gap < max(depth + 0.5, 0.55 * distance):
         return []
     spot = -ahead * gap + sideways * rng.uniform(-aside, aside)
     things = placed(things, (*spot, 0.0), camera.heading - np.pi / 2 + rng.normal(0, 0.15))
@@ -120,8 +119,8 @@ def occluders(rng: np.random.Generator, person: Actor, camera: Camera, kind: str
 
 
 def _hidden_share(person: Actor, camera: Camera, things: list[Solid]) -> float:
-    """Share of the head and body keypoints that things hide; 1 where they hide most of the face."""
-    points = person.posed.keypoints[kp.BODY]
+    """Share of the person that things hide; 1 where they hide most of the face."""
+    points = np.concatenate([person.posed.keypoints[kp.BODY], person.vertices[::61]])
     rays = points - camera.position
     depth = np.linalg.norm(rays, axis=1)
     face, hit, _ = scene_of(things).trace(camera.position, rays / depth[:, None])
