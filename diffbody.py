@@ -278,6 +278,14 @@ def synth(
     width: Annotated[int, typer.Option(help="Pixels; 128 for nano, 512 for the paper's size.")] = 128,
     first_identity: Annotated[int, typer.Option(help="Number of the first person; other numbers, other people.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write a contact sheet, .png or .jpg: 24 pictures of the set, with their labels below them.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Render synthetic people with ground truth: keypoints, part masks, identity, caption. Nothing is downloaded.
 
@@ -287,14 +295,21 @@ def synth(
 
     - `diffbody synth data/train --identities 2000`
 
+    - `diffbody synth data/look --identities 24 --views 1 --sheet look.png` (to see what it makes)
+
     - `diffbody synth data/held-out --identities 50 --first-identity 100000` (people who are not in the first one)
     """
-    from diffbody_ref.data.synthetic.dataset import synthesize
+    from diffbody_ref.data.synthetic.dataset import check_sheet, contact_sheet, synthesize
 
+    if sheet is not None:
+        check_sheet(sheet)
     with progress_bar("pictures") as show:
         done = synthesize(out, identities, views, seed, height, width, first_identity, workers, show)
     rate = f" in {done.seconds:.1f} s, {done.pictures_per_second:.2f} pictures/s" if done.rendered else ""
     print(f"{out}: {done.pictures} pictures, {done.rendered} rendered now{rate}")
+    if sheet is not None:
+        contact_sheet(out, sheet, 24, scale=1)
+        print(f"contact sheet: {sheet}")
 
 
 @app.command(no_args_is_help=True)

@@ -13,11 +13,13 @@ pytest.importorskip("warp")
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from diffbody_ref.data.synthetic import clothing, poses, textures
+from diffbody_ref.data.synthetic import clothing, skeleton, textures
 from diffbody_ref.data.synthetic.body import body_model, catmull_clark, laplacian
+from diffbody_ref.data.synthetic.cast import generator
 from diffbody_ref.data.synthetic.dataset import contact_sheet, synthesize
 from diffbody_ref.data.synthetic.face import template_points
-from diffbody_ref.data.synthetic.render import Picture, _keypoints, generator, render
+from diffbody_ref.data.synthetic.labels import keypoints
+from diffbody_ref.data.synthetic.render import Picture, render
 from diffbody_ref.data.synthetic.scene import Camera
 from diffbody_ref.data.synthetic.tracing import Scene
 from diffbody_ref.data.synthetic.wardrobe import random_identity
@@ -64,7 +66,7 @@ def test_smoothing_keeps_an_even_border_flat() -> None:
 
 def test_rotation_is_scipys() -> None:
     vector = np.array([0.4, -1.1, 0.7])
-    np.testing.assert_allclose(poses.rotation(vector), Rotation.from_rotvec(vector).as_matrix(), atol=1e-12)
+    np.testing.assert_allclose(skeleton.rotation(vector), Rotation.from_rotvec(vector).as_matrix(), atol=1e-12)
 
 
 def test_rays_go_through_the_pixels_they_are_of() -> None:
@@ -92,11 +94,24 @@ def test_light_is_blocked_by_what_lies_towards_it() -> None:
     roof = np.array([[-5, -5, 1], [5, -5, 1], [0, 9, 1]], np.float32)
     scene = Scene(roof, np.array([[0, 1, 2]]), np.ones((3, 3)))
     points, up = np.zeros((4, 3)), np.tile([0, 0, 1.0], (4, 1))
-    overhead = scene.light(points, up, np.arange(4), 4, np.array([0, 0, 1.0]), 0.1, 0.5)
-    assert overhead[:, 0].tolist() == [0, 0, 0, 0]
-    assert overhead[:, 1].tolist() == [1, -1, -1, 1]  # the roof is beyond reach; samples 1 and 2 are not asked
-    slanted = scene.light(points, up, np.arange(4), 4, np.array([1, 0, 0.05]) / np.hypot(1, 0.05), 0.0, 0.5)
-    assert slanted[:, 0].tolist() == [1, 1, 1, 1]
+    assert scene.shadow(points, up, np.array([0, 0, 1.0]), 0.1, 0).tolist() == [0, 0, 0, 0]
+    slanted = np.array([1, 0, 0.05]) / np.hypot(1, 0.05)
+    assert scene.shadow(points, up, slanted, 0.0, 0).tolist() == [1, 1, 1, 1]
+    assert scene.shadow(points, -up, slanted, 0.0, 0).tolist() == [0, 0, 0, 0]  # faces away
+
+
+def test_ambient_light_is_the_sky_where_it_is_free_and_the_roofs_colour_under_it() -> None:
+    roof = np.array([[-50, -50, 1], [50, -50, 1], [0, 90, 1]], np.float32)
+    scene = Scene(roof, np.array([[0, 1, 2]]), np.ones((3, 3)))
+    points, up = np.zeros((4000, 3)), np.tile([0, 0, 1.0], (4000, 1))
+    sky, ground, none = np.array([0.3, 0.6, 0.9]), np.array([0.1, 0.1, 0.1]), np.zeros(3)
+    tint = np.array([[1.0, 0.0, 0.0]])
+    free = scene.ambient(points, up, tint, sky, ground, none, up[0], 0.5, 0).mean(0)
+    # Cosine-weighted mean of (1 + z) / 2 over the hemisphere: (1 + 2/3) / 2.
+    np.testing.assert_allclose(free, ground + (sky - ground) * 5 / 6, atol=0.01)  # 3 sigma of 4000 rays: 0.006
+    under = scene.ambient(points, up, tint, sky, ground, none, up[0], 100.0, 0).mean(0)
+    assert under[0] > 0.9 * 0.45 * 0.4  # the red roof throws back 0.45 of sky and ground
+    assert under[2] < 0.1 * free[2]
 
 
 def test_noise_tiles_and_has_unit_variance() -> None:
@@ -158,7 +173,7 @@ def test_face_points_lie_on_the_front_of_the_head() -> None:
 
 def test_a_joint_bends_the_right_way() -> None:
     rest = body_model().pose({}, {}).keypoints
-    angle = {"upperarm01.L": poses._ry(-1.0), "lowerleg01.R": poses._rx(0.8)}
+    angle = {"upperarm01.L": skeleton.rotation((0, -1.0, 0)), "lowerleg01.R": skeleton.rotation((0.8, 0, 0))}
     bent = body_model().pose({}, angle).keypoints
     wrist, ankle = kp.INDEX["left_wrist"], kp.INDEX["right_ankle"]
     assert bent[wrist, 2] - bent[0, 2] > rest[wrist, 2] - rest[0, 2] + 0.2  # the arm is up
@@ -174,13 +189,13 @@ def test_visibility_follows_the_side(yaw: float, face_seen: bool) -> None:
     posed = model.pose(who.phenotype, {})
     vertices, _ = clothing.drape(mesh, posed.vertices, 0)
     scene, camera = Scene(vertices, mesh.faces, mesh.fields), _camera(yaw, 260.0)
-    points = _keypoints(posed, camera, scene, mesh, 256, 128)
+    points = keypoints(posed, camera, scene, mesh, 256, 128)
     face = points[[kp.INDEX[name] for name in ("nose", "left_eye", "right_eye")], 2]
     assert (face == (2 if face_seen else 1)).all()
     hips = points[[kp.INDEX["left_hip"], kp.INDEX["right_hip"]]]
     assert (hips[:, 2] == 2).all()
     assert (hips[0, 0] > hips[1, 0]) == face_seen  # the left is on the picture's right from the front
-    far = _keypoints(posed, _camera(yaw, 2000.0), scene, mesh, 256, 128)
+    far = keypoints(posed, _camera(yaw, 2000.0), scene, mesh, 256, 128)
     assert (far[[kp.INDEX["left_ankle"], kp.INDEX["right_ankle"]], 2] == 1).all()  # out of the frame
 
 
@@ -261,6 +276,8 @@ def test_folder_resumes_grows_and_refuses_another_seed(tmp_path: Path) -> None:
     assert Image.open(tmp_path / record["parts"]).mode == "L"
     contact_sheet(tmp_path, tmp_path / "sheet.png", 2)
     assert Image.open(tmp_path / "sheet.png").size == (2 * 32, 2 * 64)
+    with pytest.raises(ValueError, match=r"\.png or \.jpg"):
+        contact_sheet(tmp_path, tmp_path / "sheet.tiff", 2)
     with pytest.raises(ValueError, match="seed 4"):
         synthesize(tmp_path, 3, 1, 5, 32, 16, workers=1)
     with pytest.raises(ValueError, match="views is 0"):

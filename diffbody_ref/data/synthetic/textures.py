@@ -1,4 +1,4 @@
-"""Procedural albedo: tileable noise, patterns of cloth, floors and walls. Colours are linear RGB."""
+"""Procedural albedo: tileable noise, patterns of cloth. Colours are linear RGB."""
 
 from __future__ import annotations
 
@@ -153,6 +153,34 @@ def _heather(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return _mix(m.colours[0], m.colours[1], np.clip(0.35 + 0.28 * noise(0, u * 0.35, v * 0.35), 0, 1))
 
 
+def _knit(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Columns of V-shaped stitches; far away ribs remain."""
+    fu = u - np.floor(u)
+    row = v * 1.4 + np.abs(fu - 0.5)
+    stitch = np.abs(row - np.floor(row) - 0.5) * 1.1 + 0.5 * (np.abs(fu - 0.5) < 0.08)
+    rib = 0.35 * (np.floor(u) % 3 == 0)
+    return _mix(m.colours[0], m.colours[1] * np.float32(0.8), np.clip(0.75 * stitch + rib, 0, 1))
+
+
+def _denim(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Twill with worn, lighter patches."""
+    line = np.abs((u + v) * 0.5 - np.floor((u + v) * 0.5) - 0.5) * 2
+    worn = 0.12 * noise(2, u * m.scale * 1.1, v * m.scale * 0.7) + 0.08 * noise(1, u * m.scale * 2, v * m.scale * 0.5)
+    return _mix(m.colours[0], m.colours[1], np.clip(0.3 + 0.15 * line + worn, 0, 1))
+
+
+def _tartan(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    fu, fv = u - np.floor(u), v - np.floor(v)
+    wide = 0.5 * (np.abs(fu - 0.3) < 0.17) + 0.5 * (np.abs(fv - 0.3) < 0.17)
+    thin = (np.abs(fu - 0.75) < 0.03) | (np.abs(fv - 0.75) < 0.03)
+    return np.where(thin[..., None], m.colours[2], _mix(m.colours[0], m.colours[1], wide))
+
+
+def _chevron(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    zigzag = v + np.abs(u - np.floor(u) - 0.5)
+    return np.where(((zigzag - np.floor(zigzag)) < 0.5)[..., None], m.colours[1], m.colours[0])
+
+
 def _camouflage(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     field = noise(2, u * 0.12, v * 0.12)
     base = np.where((field > 0.35)[..., None], m.colours[1], m.colours[0])
@@ -169,59 +197,6 @@ def _flowers(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     )
 
 
-def _bricks(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    shifted = u * 0.5 + 0.5 * (np.floor(v) % 2)
-    joint = ((shifted - np.floor(shifted)) < 0.05) | ((v - np.floor(v)) < 0.11)
-    tone = _mix(m.colours[0], m.colours[1], cell_random(shifted, v, m.seed)[..., 0])
-    return np.where(joint[..., None], m.colours[2], tone)
-
-
-def _tiles(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    joint = ((u - np.floor(u)) < 0.035) | ((v - np.floor(v)) < 0.035)
-    tone = _mix(m.colours[0], m.colours[1], 0.5 * cell_random(u, v, m.seed)[..., 0])
-    return np.where(joint[..., None], m.colours[2], tone)
-
-
-def _planks(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    along = v * 0.12 + cell_random(u, np.zeros_like(u), m.seed)[..., 0]
-    joint = ((u - np.floor(u)) < 0.04) | ((along - np.floor(along)) < 0.006)
-    tone = 0.6 * cell_random(u, along, m.seed)[..., 0] + 0.16 * noise(1, u * 0.35, v * 0.02) + 0.15
-    return np.where(joint[..., None], m.colours[2], _mix(m.colours[0], m.colours[1], np.clip(tone, 0, 1)))
-
-
-def _facade(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    fu, fv = u - np.floor(u), v - np.floor(v)
-    window = (abs(fu - 0.5) < 0.27) & (abs(fv - 0.52) < 0.32)
-    frame = window & ~(
-        (abs(fu - 0.5) < 0.24) & (abs(fv - 0.52) < 0.29) & (abs(fu - 0.5) > 0.015) & (abs(fv - 0.6) > 0.015)
-    )
-    glass = m.colours[2] * (0.4 + 1.2 * cell_random(u, v, m.seed) + 0.25 * noise(2, u * 0.15, v * 0.15)[..., None])
-    wall = _mix(m.colours[0], m.colours[1], (fv < 0.05).astype(np.float32))
-    return np.where(frame[..., None], 0.8 * m.colours[1] + 0.1, np.where(window[..., None], glass, wall))
-
-
-def _shelves(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    thin = u * 9 + 0.6 * noise(1, u * 0.02, np.floor(v) * 0.31)
-    fv = v - np.floor(v)
-    height = 0.55 + 0.35 * cell_random(thin, v, m.seed + 1)[..., 0]
-    book = (
-        cell_random(thin, v, m.seed, 3) ** 1.6
-        * 0.7
-        * (0.5 + 0.5 * (np.abs(thin - np.floor(thin) - 0.5) < 0.44))[..., None]
-    )
-    return np.where((fv < 0.07)[..., None], m.colours[0], np.where((fv < height)[..., None], book, m.colours[0] * 0.2))
-
-
-def _foliage(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    fine, coarse = noise(1, u * 0.21, v * 0.21), noise(2, u * 0.05 + 0.2, v * 0.05)
-    leaf = _mix(m.colours[0], m.colours[1], np.clip(0.45 + 0.3 * fine + 0.2 * coarse, 0, 1))
-    return leaf * np.clip(0.65 + 0.4 * noise(0, u * 0.4, v * 0.4) + 0.3 * coarse, 0.08, 2.0)[..., None]
-
-
-def _mottled(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _mix(m.colours[0], m.colours[1], np.clip(0.5 + 0.3 * noise(2, u * 0.1, v * 0.1), 0, 1))
-
-
 PATTERNS: dict[str, Callable[[Material, np.ndarray, np.ndarray], np.ndarray]] = {
     "plain": _plain,
     "striped": _stripes,
@@ -230,15 +205,12 @@ PATTERNS: dict[str, Callable[[Material, np.ndarray, np.ndarray], np.ndarray]] = 
     "dotted": _dots,
     "gradient": _gradient,
     "heather": _heather,
+    "knit": _knit,
+    "denim": _denim,
+    "tartan": _tartan,
+    "chevron": _chevron,
     "camouflage": _camouflage,
     "floral": _flowers,
-    "bricks": _bricks,
-    "tiles": _tiles,
-    "planks": _planks,
-    "facade": _facade,
-    "shelves": _shelves,
-    "foliage": _foliage,
-    "mottled": _mottled,
 }
 
 

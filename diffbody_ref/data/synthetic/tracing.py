@@ -51,17 +51,18 @@ def _blocked(
     origin: wp.vec3,
     ray: wp.vec3,
     reach: float,
-) -> float:
+) -> wp.vec2:
+    """Face, or -1, and distance of what stops a ray within `reach`."""
     travelled = wp.float32(0.0)
     for _ in range(8):
         query = wp.mesh_query_ray(mesh, origin + ray * travelled, ray, reach - travelled)
         if not query.result:
-            return reach
+            return wp.vec2(-1.0, reach)
         travelled += query.t
         if _inside(faces, fields, query.face, query.u, query.v):
-            return travelled
+            return wp.vec2(float(query.face), travelled)
         travelled += 1.0e-4
-    return reach
+    return wp.vec2(-1.0, reach)
 
 
 @wp.func
@@ -75,35 +76,56 @@ def _tilted(axis: wp.vec3, angle: float, turn: float) -> wp.vec3:
 
 
 @wp.kernel
-def _light(
+def _shadow(
     mesh: wp.uint64,
     faces: wp.array(dtype=int),  # type: ignore[valid-type]
     fields: wp.array(dtype=wp.vec3),  # type: ignore[valid-type]
     points: wp.array(dtype=wp.vec3),  # type: ignore[valid-type]
     normals: wp.array(dtype=wp.vec3),  # type: ignore[valid-type]
-    samples: wp.array(dtype=int),  # type: ignore[valid-type]
-    count: int,
+    seed: int,
     direction: wp.vec3,
     spread: float,
     epsilon: float,
     reach: float,
-    out: wp.array(dtype=wp.vec2),  # type: ignore[valid-type]
+    out: wp.array(dtype=float),  # type: ignore[valid-type]
 ) -> None:
     i = wp.tid()
-    normal = normals[i]
-    start = points[i] + normal * epsilon
-    place = (float(samples[i]) + 0.5) / float(count)
-    turn = 2.4 * float(samples[i])  # about the golden angle
-    key = wp.float32(0.0)
-    if wp.dot(normal, direction) > 0.0:
-        key_ray = _tilted(direction, spread * wp.sqrt(place), turn)
-        if _blocked(mesh, faces, fields, start, key_ray, 6.0) >= 6.0:
-            key = wp.float32(1.0)
-    free = wp.float32(-1.0)
-    if samples[i] % 3 == 0:
-        out_ray = _tilted(normal, wp.asin(0.97 * wp.sqrt(place)), turn + 1.0)
-        free = _blocked(mesh, faces, fields, start, out_ray, reach) / reach
-    out[i] = wp.vec2(key, free)
+    if wp.dot(normals[i], direction) > 0.0:
+        state = wp.rand_init(seed, i)
+        ray = _tilted(direction, spread * wp.sqrt(wp.randf(state)), 6.2831853 * wp.randf(state))
+        if _blocked(mesh, faces, fields, points[i] + normals[i] * epsilon, ray, reach)[0] < 0.0:
+            out[i] = 1.0
+
+
+@wp.kernel
+def _ambient(
+    mesh: wp.uint64,
+    faces: wp.array(dtype=int),  # type: ignore[valid-type]
+    fields: wp.array(dtype=wp.vec3),  # type: ignore[valid-type]
+    tints: wp.array(dtype=wp.vec3),  # type: ignore[valid-type]
+    points: wp.array(dtype=wp.vec3),  # type: ignore[valid-type]
+    normals: wp.array(dtype=wp.vec3),  # type: ignore[valid-type]
+    seed: int,
+    sky: wp.vec3,
+    ground: wp.vec3,
+    fill: wp.vec3,
+    fill_direction: wp.vec3,
+    epsilon: float,
+    reach: float,
+    out: wp.array(dtype=wp.vec3),  # type: ignore[valid-type]
+) -> None:
+    i = wp.tid()
+    state = wp.rand_init(seed, i)
+    ray = _tilted(normals[i], wp.asin(wp.sqrt(wp.randf(state))), 6.2831853 * wp.randf(state))
+    up = 0.5 + 0.5 * ray[2]
+    side = wp.max(wp.dot(ray, fill_direction), 0.0)
+    light = ground + (sky - ground) * up + fill * (side * side)
+    hit = _blocked(mesh, faces, fields, points[i] + normals[i] * epsilon, ray, reach)
+    if hit[0] >= 0.0:
+        open = hit[1] / reach  # light from afar fades in, so that walls do not shut out the room's light
+        bounce = wp.cw_mul(tints[int(hit[0])], sky + ground) * 0.45
+        light = light * open + bounce * (1.0 - open)
+    out[i] = light
 
 
 class Scene:
@@ -127,55 +149,60 @@ class Scene:
         """
         count = len(rays)
         hits = wp.empty(count, dtype=wp.vec4, device=self.device)
-        arguments = [
-            wp.array(np.ascontiguousarray(x, np.float32), dtype=wp.vec3, device=self.device)
-            for x in (np.broadcast_to(origins, rays.shape), rays)
-        ]
+        arguments = self._vectors(np.broadcast_to(origins, rays.shape), rays)
         inputs = [self._mesh.id, self._faces, self._fields, *arguments, float(reach), hits]
         wp.launch(_first_hit, dim=count, inputs=inputs, device=self.device)
         found = hits.numpy()
         weights = np.stack([found[:, 2], found[:, 3], 1 - found[:, 2] - found[:, 3]], 1)
         return found[:, 0].astype(np.int32), found[:, 1], weights
 
-    def light(
+    def shadow(
         self,
         points: np.ndarray,
         normals: np.ndarray,
-        samples: np.ndarray,
-        count: int,
         direction: np.ndarray,
         spread: float,
-        reach: float,
+        seed: int,
+        reach: float = 30.0,
     ) -> np.ndarray:
-        """Shares in [0, 1] of the key light and of the ambient light at surface points: float32 (M, 2).
-
-        Each point sends one ray into the light's cone, and every third number in `samples` (0 ... count - 1) also one
-        into its own hemisphere, cosine weighted; the others have -1 there. Which ray depends on the number, so that a
-        pixel's samples together cover both.
+        """1 where one random ray into the key light's cone is free, else 0: float32 (M,).
 
         Args:
             points, normals: (M, 3), metres and unit.
             direction, spread: towards the light, and the half angle of its cone in radians.
-            reach: metres within which something dims the ambient light.
+            reach: metres within which something casts a shadow.
         """
-        out = wp.zeros(len(points), dtype=wp.vec2, device=self.device)
-        arrays = [
-            wp.array(np.ascontiguousarray(x, np.float32), dtype=wp.vec3, device=self.device) for x in (points, normals)
-        ]
-        numbers = wp.array(np.ascontiguousarray(samples, np.int32), dtype=int, device=self.device)
+        out = wp.zeros(len(points), dtype=float, device=self.device)
         towards = wp.vec3(*(float(x) for x in direction))
-        inputs = [
-            self._mesh.id,
-            self._faces,
-            self._fields,
-            *arrays,
-            numbers,
-            count,
-            towards,
-            float(spread),
-            _EPSILON,
-            float(reach),
-            out,
-        ]
-        wp.launch(_light, dim=len(points), inputs=inputs, device=self.device)
+        inputs = [self._mesh.id, self._faces, self._fields, *self._vectors(points, normals)]
+        inputs += [seed, towards, float(spread), _EPSILON, float(reach), out]
+        wp.launch(_shadow, dim=len(points), inputs=inputs, device=self.device)
         return out.numpy()
+
+    def ambient(
+        self,
+        points: np.ndarray,
+        normals: np.ndarray,
+        tints: np.ndarray,
+        sky: np.ndarray,
+        ground: np.ndarray,
+        fill: np.ndarray,
+        fill_direction: np.ndarray,
+        reach: float,
+        seed: int,
+    ) -> np.ndarray:
+        """Light from all around at surface points, by one cosine-weighted random ray each: float32 (M, 3).
+
+        A free ray brings the environment's light of its direction, from `ground` below to `sky` above, and of the
+        broad lamp or window `fill` around `fill_direction`; one that is stopped within `reach` metres brings instead,
+        the more the nearer, what the face there throws back (its colour in `tints` (F, 3)).
+        """
+        out = wp.zeros(len(points), dtype=wp.vec3, device=self.device)
+        colours = [wp.vec3(*(float(x) for x in row)) for row in (sky, ground, fill, fill_direction)]
+        inputs = [self._mesh.id, self._faces, self._fields, *self._vectors(tints, points, normals)]
+        inputs += [seed, *colours, _EPSILON, float(reach), out]
+        wp.launch(_ambient, dim=len(points), inputs=inputs, device=self.device)
+        return out.numpy()
+
+    def _vectors(self, *arrays: np.ndarray) -> list:
+        return [wp.array(np.ascontiguousarray(x, np.float32), dtype=wp.vec3, device=self.device) for x in arrays]
