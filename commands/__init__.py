@@ -1,1 +1,1 @@
-"""Commands of `diffbody`, one file a subject; `diffbody.py` registers them."""
+"""Commands of `diffbody` by subject; `diffbody.py` registers them."""
