@@ -21,9 +21,10 @@ import diffbody
 from diffbody_ref.data.cleaning.phases import CleanConfig, Dropped, Kept, crop_window, cut, detect, examine, screen
 from diffbody_ref.data.cleaning.protocol import apply_review, clean
 from diffbody_ref.data.cleaning.review import CELL, PER_SHEET, draw_sheet, sheet_name
-from diffbody_ref.data.datasets import PeopleFolder, decode_rgb
+from diffbody_ref.data.datasets import PeopleFolder
 from diffbody_ref.data.journal import Journal, in_order, write_whole
 from diffbody_ref.data.readers import open_folder
+from diffbody_ref.ops.images import decode_levels
 from diffbody_ref.ops.keypoints import BODY
 from tests.test_datasets import png, save
 
@@ -120,7 +121,7 @@ def test_the_box_is_where_the_person_is_in_the_result() -> None:
     picture = figure(800, 900, 400, 200, 480)
     kept = examine(png(picture), find_figure, CONFIG)
     assert isinstance(kept, Kept)
-    result = decode_rgb(kept.data, "result")
+    result = decode_levels(kept.data, "result")
     assert result.shape == (256, 128, 3)
     boxes, _ = find_figure(result.astype(np.float32) / 255)
     # The filter smears the bar's edges by up to a pixel.
