@@ -1,9 +1,9 @@
-"""`diffbody train-all`."""
+"""`diffbody train-all` and `diffbody import`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from runtime.console import progress_bar
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("train-all", no_args_is_help=True)(train_all)
+    app.command("import", no_args_is_help=True)(import_checkpoints)
 
 
 def train_all(
@@ -51,3 +52,40 @@ def train_all(
     with progress_bar("starting") as show:
         for line in train_everything(plan, stages, show, *(() if call_minutes is None else (call_minutes,))):
             print(line, flush=True)
+
+
+def _file(source: str) -> Any:
+    return typer.Option(help=source, show_default=False)
+
+
+def import_checkpoints(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The training runs' pipeline folder.")],
+    stable_diffusion: Annotated[
+        Path | None, _file("Stable Diffusion 2.1-base, a folder in diffusers' layout: unet, vae, text_encoder.")
+    ] = None,
+    control: Annotated[Path | None, _file("DiffBIR's ControlNet: v1_general.pth, or general_full_v1.ckpt.")] = None,
+    swinir: Annotated[Path | None, _file("DiffBIR's SwinIR: general_swinir_v1.ckpt, or the full one.")] = None,
+    parts: Annotated[Path | None, _file("BPBReID with HRNet-W32 or ResNet-50.")] = None,
+    pose: Annotated[Path | None, _file("DWPose's or mmpose's RTMPose-l of 133 keypoints, 384x288, .pth.")] = None,
+    pose_detector: Annotated[Path | None, _file("YOLOX-l, yolox_l.pth.")] = None,
+) -> None:
+    """Bring public checkpoints into a pipeline folder, to train from; files are loaded without running their code.
+
+    Whatever is not given stays as it is in OUT; what is missing there is trained from nothing or must be trained first.
+
+    Example:
+
+    - `diffbody import runs/paper/pipeline --stable-diffusion stable-diffusion-2-1-base --control v1_general.pth`
+    """
+    files = {"control": control, "swinir": swinir, "parts": parts, "pose": pose, "pose_detector": pose_detector}
+    given = {name: path for name, path in files.items() if path is not None}
+    if stable_diffusion is None and not given:
+        raise ValueError("nothing to import: give at least one checkpoint, see `diffbody import --help`")
+    from diffbody_ref.weights.importers import import_file, import_stable_diffusion
+
+    if stable_diffusion is not None:
+        for name in import_stable_diffusion(stable_diffusion, out):
+            print(f"imported {out / name}")
+    for name, path in given.items():
+        import_file(name, path, out)
+        print(f"imported {out / name}")
