@@ -326,6 +326,8 @@ def release(
 ) -> None:
     """Make a model folder from trained components, in half precision: what `restore --model OUT` takes.
 
+    LoRA weights among them are merged into the U-Net.
+
     Example:
 
     - `diffbody release runs/nano/pipeline models/mine --runs runs/nano`

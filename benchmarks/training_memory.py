@@ -4,7 +4,8 @@
 
 No GPU is needed, and none is measured: counted are weights, gradients, Adam's moments, the moving average and what the
 forward pass keeps for the backward pass, for one 1024×512 picture. Under autocast some operators keep float32 and
-others bfloat16, so activations are given for both. Not counted: cuDNN's workspaces, the allocator's gaps, the CUDA context.
+others bfloat16, so activations are given for both. Not counted: cuDNN's workspaces, the allocator's gaps, CUDA's
+context, and what sample pictures take for a moment.
 """
 
 from __future__ import annotations
@@ -74,7 +75,11 @@ class Memory:
 
 
 def count(tuning: str, rank: int = 16) -> Memory:
-    """The memory of one picture's step. Args: tuning: see `TrainConfig.tuning`; the captions are cached but for "full"."""
+    """The memory of one picture's step.
+
+    Args:
+        tuning, rank: see `TrainConfig`; the captions are cached but for "full".
+    """
     activations = {}
     for dtype in (torch.bfloat16, torch.float32):
         for again in (False, True):
@@ -115,7 +120,8 @@ def _networks(tuning: str, rank: int) -> dict[str, Any]:
 
 def _activations(networks: dict[str, nn.Module], dtype: torch.dtype, again: bool) -> int:
     """Kept bytes; with checkpointing the blocks' inputs and, for the block at work, all that it keeps."""
-    unet, control = (networks[name].to(dtype) for name in ("unet", "control"))
+    unet: Any = nn.Module.to(networks["unet"], dtype)  # diffusers' own `to` warns of what is not so here
+    control: Any = nn.Module.to(networks["control"], dtype)
     weights = {p.untyped_storage()._cdata for network in (unet, control) for p in network.parameters()}
     outer, largest = _Kept(weights), 0
 
@@ -151,7 +157,7 @@ def _activations(networks: dict[str, nn.Module], dtype: torch.dtype, again: bool
 def table() -> str:
     """A Markdown table of all ways to tune, in GiB."""
     lines = [
-        "| tuning | trained | weights | gradients | Adam | EMA | autocast copies | activations | checkpointed | in all |",
+        "| tuning | trained | weights | gradients | Adam | EMA | bf16 copies | activations | checkpointed | in all |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for tuning in ("lora", "control", "full"):

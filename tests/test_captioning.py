@@ -50,6 +50,9 @@ class Server(ThreadingHTTPServer):
         self.delay = 0.0
         self.lock = threading.Lock()
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients hang up on slow answers: that is what the tests are about."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"
@@ -339,7 +342,7 @@ def test_killed_and_gone_on_with(server: Server, tmp_path: Path) -> None:
     command += ["--concurrency", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = folder / "captions.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not journal.is_file() or journal.read_bytes().count(b"\n") < 4:
         assert process.poll() is None
         assert time.monotonic() < deadline

@@ -139,15 +139,17 @@ def test_assignment_by_hand() -> None:
     predicted[9] = people[0]  # stride 8, row 1, column 1: centre (12, 12), the first person's
     predicted[1] = people[1]  # fits the second person, but lies far from it
     logits = torch.zeros(84, 6)
-    person, cell = assign_cells(predicted, logits, people, cells, strides)
-    pairs = dict(zip(cell.tolist(), person.tolist(), strict=True))
+    two, nobody = torch.stack([predicted] * 2), torch.full_like(people, torch.nan)
+    person, assigned = assign_cells(two, torch.stack([logits] * 2), torch.stack([people, nobody]), cells, strides)
+    pairs = {cell: int(person[0, cell]) for cell in assigned[0].nonzero()[:, 0].tolist()}
+    assert not assigned[1].any()
     assert pairs[9] == 0
     assert 1 not in pairs
     assert sorted(pairs.values()) == [0, 1]  # k = 1 each: the overlaps sum to 1 and to 0
 
 
 def test_detector_loss_vanishes_for_a_perfect_answer() -> None:
-    people = torch.tensor([[16.0, 16.0, 40.0, 56.0]])
+    people = torch.tensor([[[16.0, 16.0, 40.0, 56.0]], [[torch.nan] * 4]])
     cells = torch.from_numpy(pose.detector_cells(64)[0])
     logits = torch.full((2, 84, 6), -20.0)
     logits[..., :4] = -8  # boxes of no size, so that only one cell has an overlap
@@ -155,12 +157,12 @@ def test_detector_loss_vanishes_for_a_perfect_answer() -> None:
     centre, sides = torch.tensor([28.0, 36.0]), torch.tensor([24.0, 40.0])
     logits[0, cell, :2], logits[0, cell, 2:4] = centre / 8 - cells[cell], (sides / 8).log()
     logits[0, cell, 4:] = 20.0
-    losses = detector_loss(logits, [people, torch.zeros(0, 4)], 64)
+    losses = detector_loss(logits, people, 64)
     assert losses["loss"] < 1e-4  # 168 sigmoids of ±20, each off by 2e-9, and rounding of the IoU
     logits[0, cell, 4] = 0.0
-    worse = detector_loss(logits, [people, torch.zeros(0, 4)], 64)
+    worse = detector_loss(logits, people, 64)
     assert worse["objectness"] == pytest.approx(np.log(2), rel=1e-4)
-    empty = detector_loss(logits[1:], [torch.zeros(0, 4)], 64)
+    empty = detector_loss(logits[1:], people[1:], 64)
     assert torch.isfinite(empty["loss"])
 
 
@@ -224,7 +226,8 @@ def test_detector_learns() -> None:
     detector = PersonDetector(TINY_DETECTOR)
     # Half the pictures' size, so that the way there and back through the letterbox counts.
     images = torch.stack([torch.from_numpy(pose.letterbox(picture, 64)[0]) for picture, _ in examples])
-    targets = [torch.from_numpy(boxes).float() / 2 for _, boxes in examples]
+    boxes = [torch.from_numpy(boxes).float() / 2 for _, boxes in examples]
+    targets = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=torch.nan)
     overfit(detector, lambda: detector_loss(detector.logits(images), targets, 64)["loss"], 60, 8e-3)
     found = [detect_people(detector, picture) for picture, _ in examples]
     overlaps = [

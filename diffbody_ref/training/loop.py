@@ -217,7 +217,7 @@ def _set_up(config: TrainConfig, stage: Stage, accelerator: Accelerator) -> tupl
         for module in stage.compiled():
             module.compile()
     model, optimizer = accelerator.prepare(stage, optimizer)
-    ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+    ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     state = RunState(stage, optimizer, ema, accelerator.scaler)
     state.load_newest(config)
     return state, model, optimizer

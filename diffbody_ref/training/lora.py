@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 
 from diffbody_ref.ops.folders import replace_folder
 
@@ -45,6 +45,7 @@ def add_lora(unet: UNet2DConditionModel, folder: Path, rank: int) -> None:
 
 def save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
     """Write `folder/unet_lora`, replacing what was there once the new one is complete."""
+    from diffusers import StableDiffusionPipeline
     from peft import get_peft_model_state_dict
 
     fresh = folder / f".{FOLDER}.new"

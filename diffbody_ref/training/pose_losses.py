@@ -16,14 +16,15 @@ BOX_WEIGHT = 5.0
 SIMCC_SHARPNESS = 10.0  # RTMPose's softmax temperature β, for predictions and labels alike
 
 
-def detector_loss(logits: torch.Tensor, boxes: list[torch.Tensor], size: int) -> dict[str, torch.Tensor]:
+def detector_loss(logits: torch.Tensor, boxes: torch.Tensor, size: int) -> dict[str, torch.Tensor]:
     """YOLOX's loss: 5·(1 - IoU²) and class cross-entropy over the assigned cells, objectness cross-entropy over all.
 
     An assigned cell's class target is the IoU its box reaches, so that the score learns to rank boxes.
 
     Args:
         logits: (B, A, 5 + classes), from `PersonDetector.logits`.
-        boxes: B tensors (n, 4): x0, y0, x1, y1 of the people in pixels of the detector's input; n may be 0.
+        boxes: (B, n, 4), n ≥ 1: x0, y0, x1, y1 of the people in pixels of the detector's input; NaN where there are
+            fewer.
         size: side of the detector's input.
 
     Returns:
@@ -32,25 +33,19 @@ def detector_loss(logits: torch.Tensor, boxes: list[torch.Tensor], size: int) ->
     logits = logits.float()
     cells, strides = (torch.from_numpy(a).to(logits.device) for a in detector_cells(size))
     predicted = _decode(logits[..., :4], cells, strides)
-    objectness = torch.zeros_like(logits[..., 4])
-    box_terms, class_terms, assigned_count = [logits.new_zeros(())], [logits.new_zeros(())], 0
-    for b, people in enumerate(boxes):
-        if len(people) == 0:
-            continue
-        people = people.to(predicted)
-        person, cell = assign_cells(predicted[b].detach(), logits[b].detach(), people, cells, strides)
-        overlap = _iou(people[person], predicted[b, cell])
-        target = torch.zeros_like(logits[b, cell, 5:])
-        target[:, PERSON] = overlap.detach()
-        objectness[b, cell] = 1.0
-        box_terms.append((1 - overlap.square()).sum())
-        class_terms.append(F.binary_cross_entropy_with_logits(logits[b, cell, 5:], target, reduction="sum"))
-        assigned_count += len(cell)
-    count = max(assigned_count, 1)
+    person, assigned = assign_cells(predicted.detach(), logits.detach(), boxes.to(predicted), cells, strides)
+    wanted = boxes.to(predicted).gather(1, person[..., None].expand(-1, -1, 4))
+    mask = assigned[..., None]
+    # Only assigned cells get there: a where, and not a product, keeps what the others predict out of the gradient.
+    overlap = _iou(torch.where(mask, wanted, 1.0), torch.where(mask, predicted, 1.0))
+    target = torch.zeros_like(logits[..., 5:])
+    target[..., PERSON] = overlap.detach()
+    classes = F.binary_cross_entropy_with_logits(logits[..., 5:], target, reduction="none")
+    count = assigned.sum().clamp(min=1)
     losses = {
-        "box": BOX_WEIGHT * torch.stack(box_terms).sum() / count,
-        "objectness": F.binary_cross_entropy_with_logits(logits[..., 4], objectness, reduction="sum") / count,
-        "class": torch.stack(class_terms).sum() / count,
+        "box": BOX_WEIGHT * (assigned * (1 - overlap.square())).sum() / count,
+        "objectness": F.binary_cross_entropy_with_logits(logits[..., 4], assigned.float(), reduction="sum") / count,
+        "class": (mask * classes).sum() / count,
     }
     return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
@@ -59,35 +54,35 @@ def detector_loss(logits: torch.Tensor, boxes: list[torch.Tensor], size: int) ->
 def assign_cells(
     predicted: torch.Tensor, logits: torch.Tensor, people: torch.Tensor, cells: torch.Tensor, strides: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """SimOTA (YOLOX, section 2.1): which cells should predict which person, in one picture.
+    """SimOTA (YOLOX, section 2.1): which cells should predict which person.
 
     A cell is a candidate for a person when its centre lies within 1.5 strides of the box's centre. A person gets the k
     candidates of least cost (class cross-entropy + 3·(-log IoU)), k being the sum of its ten best overlaps, at least 1;
     a cell wanted by several goes to the one it costs least.
 
     Args:
-        predicted: (A, 4) corners in pixels.
-        logits: (A, 5 + classes).
-        people: (n, 4) corners in pixels, n ≥ 1.
+        predicted: (B, A, 4) corners in pixels.
+        logits: (B, A, 5 + classes).
+        people: (B, n, 4) corners in pixels, NaN for nobody.
         cells, strides: of `ops.pose.detector_cells`.
 
     Returns:
-        int64 (M,) person and int64 (M,) cell; no cell twice.
+        int64 (B, A) person, and bool (B, A), whether the cell is assigned to it.
     """
+    there = ~people.isnan().any(dim=-1)
+    people = torch.where(there[..., None], people, 0.0)
     centres = (cells + 0.5) * strides[:, None]
-    middle = 0.5 * (people[:, :2] + people[:, 2:])
-    offset = (centres[None] - middle[:, None]).abs().amax(-1)
-    candidate = offset < CENTRE_RADIUS * strides
-    overlap = _iou(people[:, None], predicted[None]) * candidate
-    score = (logits[:, 4].sigmoid() * logits[:, 5 + PERSON].sigmoid()).sqrt()
-    cost = -torch.log(score + 1e-8) - OVERLAP_COST * torch.log(overlap + 1e-8)
+    middle = 0.5 * (people[..., :2] + people[..., 2:])
+    offset = (centres - middle[:, :, None]).abs().amax(-1)
+    candidate = (offset < CENTRE_RADIUS * strides) & there[..., None]
+    overlap = _iou(people[:, :, None], predicted[:, None]) * candidate
+    score = (logits[..., 4].sigmoid() * logits[..., 5 + PERSON].sigmoid()).sqrt()
+    cost = -torch.log(score + 1e-8)[:, None] - OVERLAP_COST * torch.log(overlap + 1e-8)
     cost = cost.masked_fill(~candidate, torch.inf)
-    wanted = overlap.topk(min(CANDIDATES, len(cells)), dim=1).values.sum(1).int().clamp(min=1)
-    rank = cost.argsort(dim=1).argsort(dim=1)
-    chosen = (rank < wanted[:, None]) & candidate
-    cheapest = cost.masked_fill(~chosen, torch.inf).argmin(dim=0)
-    cell = chosen.any(dim=0).nonzero()[:, 0]
-    return cheapest[cell], cell
+    wanted = overlap.topk(min(CANDIDATES, len(cells)), dim=2).values.sum(2).int().clamp(min=1)
+    rank = cost.argsort(dim=2).argsort(dim=2)
+    chosen = (rank < wanted[..., None]) & candidate
+    return cost.masked_fill(~chosen, torch.inf).argmin(dim=1), chosen.any(dim=1)
 
 
 def simcc_loss(

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from diffbody_ref.data.captioning.endpoint import Endpoint, EndpointConfig, EndpointError
-from diffbody_ref.data.datasets import decode_rgb
 from diffbody_ref.data.journal import Journal, write_whole
 from diffbody_ref.data.readers import open_folder
 from diffbody_ref.data.readers.lines import METADATA, read_records
 from diffbody_ref.data.readers.pictures import PicturesReader
 from diffbody_ref.ops.captions import Caption
+from diffbody_ref.ops.images import decode_levels
 
 JOURNAL = "captions.jsonl"
 GIVE_UP_AFTER = 8  # failures without a success: then it is not the pictures
@@ -121,7 +121,7 @@ class _Run:
     async def _one(self, index: int, endpoint: Endpoint) -> None:
         name = self.reader.entry(index).name
         try:
-            picture = await asyncio.to_thread(lambda: decode_rgb(self.reader.data(index), name))
+            picture = await asyncio.to_thread(lambda: decode_levels(self.reader.data(index), name))
             caption = await endpoint.caption(picture)
         except EndpointError:
             raise

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from diffbody_ref.data.datasets import decode_rgb
-from diffbody_ref.ops.images import ImageError, encode_image
+from diffbody_ref.ops.images import ImageError, decode_levels, encode_image
 from diffbody_ref.ops.keypoints import BODY
 
 SCREEN, DETECT, CROP, INSPECT = PHASES = ("screen", "detect", "crop", "inspect")
@@ -130,7 +129,7 @@ def examine(data: bytes, find_people: FindPeople, config: CleanConfig) -> Kept |
 def screen(data: bytes, config: CleanConfig) -> np.ndarray | Dropped:
     """Phase 1: the picture, uint8 (H, W, 3)."""
     try:
-        picture = decode_rgb(data, "picture")
+        picture = decode_levels(data, "picture")
     except ImageError as error:
         return Dropped(SCREEN, "unreadable", str(error).removeprefix("picture: "))
     height, width = picture.shape[:2]
@@ -149,7 +148,9 @@ def detect(
     height, width = picture.shape[:2]
     shrink = min(1.0, DETECTION_SIDE / max(height, width))
     size = (max(16, round(width * shrink)), max(16, round(height * shrink)))
-    small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS), np.float32) / np.float32(255)
+    small = np.asarray(
+        Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0), np.float32
+    ) / np.float32(255)
     boxes, keypoints = find_people(small)
     if not len(boxes):
         return Dropped(DETECT, "nobody", "no person found")

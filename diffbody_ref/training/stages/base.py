@@ -69,7 +69,7 @@ class Stage(nn.Module):
             if hasattr(network, "enable_gradient_checkpointing"):
                 network.enable_gradient_checkpointing()
             else:  # transformers' name for it
-                network.gradient_checkpointing_enable()
+                network.activation_checkpointing_enable()
 
     def compiled(self) -> list[nn.Module]:
         """The modules that `torch.compile` is for: those whose `forward` does the work of a step."""

@@ -51,7 +51,7 @@ class DiffusionStage(Stage):
         self.register_buffer("alphas_cumprod", torch.from_numpy(alphas_cumprod()).float(), persistent=False)
         self.texts: EncodedRows | None = None
         if "unet" in self.frozen and self._mixed:
-            self.unet.to(PRECISIONS[config.mixed_precision])
+            torch.nn.Module.to(self.unet, PRECISIONS[config.mixed_precision])  # diffusers' own `to` warns for nothing
         if config.tuning == "lora":
             add_lora(self.unet, pipeline, config.lora_rank)
         elif (pipeline / LORA_FOLDER).exists():

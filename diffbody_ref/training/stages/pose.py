@@ -81,9 +81,8 @@ class PoseStage(Stage):
         return square, ((boxes * scale + np.array([left, top] * 2)) * ratio).astype(np.float32)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        boxes = [rows[~rows.isnan().any(dim=1)] for rows in batch["boxes"]]
         logits = self.pose_detector.logits(batch["square"]).float()
-        detection = detector_loss(logits, boxes, self.pose_detector.settings.size)["loss"]
+        detection = detector_loss(logits, batch["boxes"], self.pose_detector.settings.size)["loss"]
         simcc_x, simcc_y = self.pose(batch["crop"])
         keypoints = simcc_loss(simcc_x.float(), simcc_y.float(), batch["keypoints"], batch["weights"])
         return {"loss": detection + keypoints, "detection": detection, "keypoints": keypoints}
