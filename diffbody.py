@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from commands import data as data_commands
+from commands import training as training_commands
 from diffbody_ref import __version__
 from diffbody_ref.loading import DEVICES, load_pipeline, model_folder
 from diffbody_ref.weights import NANO_FOLDER
@@ -257,7 +260,12 @@ def train(
         raise ValueError(f"{config} configures the stage {loaded.stage!r}, not {stage!r}")
     from diffbody_ref.training.loop import train as train_stage
 
-    print(f"trained {stage}: {train_stage(loaded, stop_after)}")
+    folder = train_stage(loaded, stop_after)
+    if os.environ.get("RANK", "0") == "0":  # one of a launcher's processes speaks
+        print(f"trained {stage}: {folder}")
+
+
+training_commands.register(app)
 
 
 @app.command(no_args_is_help=True)
@@ -310,6 +318,9 @@ def release(
     from diffbody_ref.release import release as release_model
 
     print(f"released {release_model(components, out, preset, runs)}")
+
+
+data_commands.register(app)
 
 
 @app.command()

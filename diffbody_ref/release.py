@@ -13,6 +13,7 @@ from diffbody_ref.models.text import TOKENIZER_FOLDER
 from diffbody_ref.ops.folders import replace_folder
 from diffbody_ref.pipeline import DiffBodyPipeline
 from diffbody_ref.training.curves import plot_losses
+from diffbody_ref.training.lora import merge_lora
 
 UNTRAINED = ("tokenizer", "scheduler")
 MODEL_CARD = "README.md"
@@ -39,7 +40,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def release(components: Path, out: Path, preset: str, runs: Path | None = None) -> Path:
     """Write `out` in diffusers' layout from a training run's pipeline folder, replacing what was there when complete.
 
-    Weights are float16. The model card that is in `out` already stays; its graphs go, they are of other weights.
+    Weights are float16; LoRA weights in `components` are merged into the U-Net. The model card that is in `out` already
+    stays; its graphs go, they are of other weights.
 
     Args:
         runs: folder of the runs; their loss curves are drawn to losses.png.
@@ -53,9 +55,11 @@ def release(components: Path, out: Path, preset: str, runs: Path | None = None) 
     parts = {
         name: load_or_build_component(components, name, preset)
         if name in UNTRAINED
-        else load_component(components, name, torch.float16)
+        else load_component(components, name, torch.float32 if name == "unet" else torch.float16)
         for name in COMPONENT_CLASSES
     }
+    merge_lora(parts["unet"], components)  # in float32: half precision would round most of an update away
+    parts["unet"].half()
     fresh = out.with_name(f".{out.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     DiffBodyPipeline(**parts, **SETTINGS[preset]).save_pretrained(fresh)

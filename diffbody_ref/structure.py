@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from diffbody_ref.models.parts import PartNet, attention_map
+from diffbody_ref.models.parts import PartNet, attention_map, resize
 from diffbody_ref.models.pose import PersonDetector, PoseEstimator, detect_people, estimate_pose
 from diffbody_ref.ops.drawing import draw_pose
-from diffbody_ref.ops.pose import person_crop
+from diffbody_ref.ops.keypoints import COUNT
+from diffbody_ref.ops.pose import crop_people, decode_simcc, letterbox, person_crop, select_people
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,58 @@ def structure_maps(
         window = attention[..., y0:y1, x0:x1]
         window.copy_(torch.maximum(window, maps.to(window)))
     return Structure(boxes, keypoints, crops, drawing.to(picture), attention)
+
+
+@torch.no_grad()
+def batch_structure_maps(
+    detector: PersonDetector, estimator: PoseEstimator, parts: PartNet, pictures: torch.Tensor
+) -> list[Structure]:
+    """`structure_maps` of each of (B, 3, H, W) pictures of one size, each network called once: fast on a GPU.
+
+    The same up to rounding, in evaluation mode: in a batch, sums are of another order.
+    """
+    height, width = pictures.shape[-2:]
+    pixels = list(pictures.clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy())
+    size = detector.settings.size
+    squares, ratios = zip(*(letterbox(picture, size) for picture in pixels), strict=True)
+    raw = detector(torch.from_numpy(np.stack(squares)).to(detector.device, detector.dtype)).float().cpu().numpy()
+    boxes = [select_people(rows, size, ratio) for rows, ratio in zip(raw, ratios, strict=True)]
+    owners = [owner for owner, found in enumerate(boxes) for _ in found]
+    crops = [person_crop(box, height, width) for found in boxes for box in found]
+    keypoints = _batch_keypoints(estimator, pixels, boxes)
+    attention = pictures.new_zeros(len(pictures), len(parts.part_names) + 1, height, width)
+    if crops:
+        people = [
+            resize(pictures[i : i + 1, :, y0:y1, x0:x1], *parts.input_size)
+            for i, (x0, y0, x1, y1) in zip(owners, crops, strict=True)
+        ]
+        output = parts(torch.cat(people))
+        maps = torch.cat([output.masks[:, 1:], output.foreground_map], dim=1)
+        for i, (x0, y0, x1, y1), person in zip(owners, crops, maps, strict=True):
+            window = attention[i : i + 1, :, y0:y1, x0:x1]
+            window.copy_(torch.maximum(window, resize(person[None], y1 - y0, x1 - x0).to(window)))
+    return [
+        Structure(
+            boxes=boxes[i],
+            keypoints=keypoints[i],
+            crops=[crop for owner, crop in zip(owners, crops, strict=True) if owner == i],
+            pose=torch.from_numpy(draw_pose(keypoints[i], height, width)).permute(2, 0, 1)[None].to(pictures),
+            attention=attention[i : i + 1],
+        )
+        for i in range(len(pictures))
+    ]
+
+
+def _batch_keypoints(estimator: PoseEstimator, pixels: list[np.ndarray], boxes: list[np.ndarray]) -> list[np.ndarray]:
+    """`estimate_pose` of each picture, of one call of the network."""
+    if not sum(len(found) for found in boxes):
+        return [np.zeros((0, COUNT, 3), np.float32) for _ in boxes]
+    size = estimator.settings.height, estimator.settings.width
+    crops, inverses = zip(*(crop_people(p, b, *size) for p, b in zip(pixels, boxes, strict=True)), strict=True)
+    simcc = estimator(torch.from_numpy(np.concatenate(crops)).to(estimator.device, estimator.dtype))
+    simcc_x, simcc_y = (scores.float().cpu().numpy() for scores in simcc)
+    keypoints = decode_simcc(simcc_x, simcc_y, np.concatenate(inverses))
+    return np.split(keypoints, np.cumsum([len(found) for found in boxes])[:-1])
 
 
 def empty_structure(picture: torch.Tensor, part_count: int) -> Structure:

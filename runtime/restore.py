@@ -162,15 +162,20 @@ class Restorer:
         nobody = People(np.zeros((0, 5), np.float32), np.zeros((0, 133, 3), np.float32), np.zeros_like(regression))
         if not settings.use_structure:
             return nobody
-        pixels = _pixels(regression)
-        boxes = self._detect(pixels)
+        boxes, keypoints = self.locate_people(_pixels(regression))
         if not len(boxes):
             return nobody
-        crops, inverses = crop_people(pixels, boxes, self.geometry.pose_height, self.geometry.pose_width)
-        scores = self.infer("pose", {"crops": crops})
-        keypoints = decode_simcc(scores["simcc_x"], scores["simcc_y"], inverses)
         drawing = draw_pose(keypoints, *regression.shape[2:]).transpose(2, 0, 1)[None].astype(np.float32)
         return People(boxes, keypoints, drawing)
+
+    def locate_people(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (N, 5) and keypoints (N, 133, 3) of the people in a picture, float32 (H, W, 3) in [0, 1]."""
+        boxes = self._detect(pixels)
+        if not len(boxes):
+            return boxes, np.zeros((0, 133, 3), np.float32)
+        crops, inverses = crop_people(pixels, boxes, self.geometry.pose_height, self.geometry.pose_width)
+        scores = self.infer("pose", {"crops": crops})
+        return boxes, decode_simcc(scores["simcc_x"], scores["simcc_y"], inverses)
 
     def find_parts(self, regression: np.ndarray, boxes: np.ndarray) -> Parts:
         """A of eq. 3, and φ and v of every person."""

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from diffbody_ref.data import datasets
 from diffbody_ref.data.datasets import PeopleFolder, Person, fitted
@@ -374,3 +376,25 @@ def test_unlabelled_pictures_train(stage: str, tmp_path: Path) -> None:
     items = [built.item(i, i) for i in range(3)]
     shapes = {value.shape for item in items for value in item.values() if value.ndim == 3 and value.shape[0] == 3}
     assert shapes == {(3, 256, 128)}
+
+
+@pytest.mark.parametrize("writer", [write_parquet, write_shards])
+def test_forked_workers_read_what_the_parent_has_open(writer: Callable[[Path], Path], tmp_path: Path) -> None:
+    people = PeopleFolder([writer(tmp_path / "data")], size=(40, 24))
+    expected = [people[i].picture for i in range(len(people))]
+    people._kept.clear()
+    pictures = _Pictures(people)
+    loaded = DataLoader(pictures, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    for ours, theirs in zip(expected, loaded, strict=True):
+        np.testing.assert_array_equal(ours, theirs.numpy())
+
+
+class _Pictures(Dataset):
+    def __init__(self, people: PeopleFolder) -> None:
+        self.people = people
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.people[index].picture

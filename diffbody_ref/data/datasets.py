@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffbody_ref.data.readers import Entry, open_folder
-from diffbody_ref.ops.images import decode_image
+from diffbody_ref.ops.images import decode_levels
 
 CACHE_BYTES = 2**31  # of decoded pictures a process keeps
 
@@ -116,7 +116,7 @@ class PeopleFolder:
         number, inside = self._place(index)
         reader, folder = self._readers[number], self.folders[number]
         entry = reader.entry(inside)
-        picture = decode_rgb(reader.data(inside), f"{folder}/{entry.name}")
+        picture = decode_levels(reader.data(inside), f"{folder}/{entry.name}")
         mask = reader.parts(inside)
         parts = None if mask is None else np.asarray(Image.open(io.BytesIO(mask)))
         if parts is not None and parts.shape != picture.shape[:2]:
@@ -133,19 +133,6 @@ class PeopleFolder:
     def _number(self, folder: int, index: int) -> int | None:
         identity = self._readers[folder].entry(index).identity
         return None if identity is None else self.identities.setdefault((folder, identity), len(self.identities))
-
-
-def decode_rgb(data: bytes, name: str) -> np.ndarray:
-    """A picture's file as uint8 (H, W, 3), RGB, upright; what is transparent lies over white.
-
-    Raises:
-        ImageError: see `diffbody_ref.ops.images.decode_image`.
-    """
-    picture = decode_image(data, name)
-    pixels = picture.pixels
-    if picture.alpha is not None:
-        pixels = pixels * picture.alpha[..., None] + (1.0 - picture.alpha[..., None])
-    return np.rint(pixels * 255.0).astype(np.uint8)
 
 
 def fitted(person: Person, height: int, width: int) -> Person:

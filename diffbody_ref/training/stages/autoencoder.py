@@ -32,6 +32,9 @@ class AutoencoderStage(Stage):
         if not (Path(config.pipeline) / "vae").is_dir():
             start_near_identity(self.vae, config.seed)
 
+    def compiled(self) -> list[torch.nn.Module]:
+        return [self.vae.encoder, self.vae.decoder]
+
     def item(self, index: int, serial: int) -> dict[str, np.ndarray]:
         rng = self.random(serial)
         (picture,) = random_crop([mirrored(self.people[index].picture, rng)], self.config.crop, rng)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,26 +24,56 @@ class Stage(nn.Module):
     `Person`, that its pictures must have. `forward(batch)` returns a dict of scalar losses whose "loss" is minimised.
     """
 
-    trained: ClassVar[tuple[str, ...]]
-    frozen: ClassVar[tuple[str, ...]] = ()
-    needs: ClassVar[tuple[str, ...]] = ()
+    trained: tuple[str, ...]
+    frozen: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
         self.config = config
         self.people = PeopleFolder(config.data, training_size(config))
         self.people.require(self.needs, f"the stage {config.stage!r}")
-        for name in self.trained:
-            component = load_or_build_component(Path(config.pipeline), name, config.preset)
-            setattr(self, name, component.train() if isinstance(component, nn.Module) else component)
         for name in self.frozen:
             component = load_component(Path(config.pipeline), name)
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
             setattr(self, name, component)
+        for name in self.trained:
+            setattr(self, name, self.load_or_build(name).train())
+
+    def train(self, mode: bool = True) -> Stage:
+        """As any module's; but frozen networks stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            if isinstance(component := getattr(self, name), nn.Module):
+                component.eval()
+        return self
+
+    def load_or_build(self, name: str) -> Any:
+        """A component to train: the pipeline's, or a fresh one where the folder has none."""
+        return load_or_build_component(Path(self.config.pipeline), name, self.config.preset)
 
     def prepare(self, accelerator: Any) -> None:
         """Work before the first step (an encoding pass); resumable."""
+
+    def checkpoint_gradients(self) -> None:
+        """Let the networks on the way of the gradient compute their activations twice instead of keeping them.
+
+        Raises:
+            ValueError: a trained network cannot.
+        """
+        for name in self.trained:
+            network = getattr(self, name)
+            if not getattr(network, "_supports_gradient_checkpointing", True):
+                raise ValueError(f"gradient_checkpointing: {name} cannot do it; set it to false for this stage")
+            if hasattr(network, "enable_gradient_checkpointing"):
+                network.enable_gradient_checkpointing()
+            else:  # transformers' name for it
+                network.gradient_checkpointing_enable()
+
+    def compiled(self) -> list[nn.Module]:
+        """The modules that `torch.compile` is for: those whose `forward` does the work of a step."""
+        return [getattr(self, name) for name in self.trained]
 
     def order(self, epoch: int) -> np.ndarray:
         """Indices of one epoch in the order they are seen, int64, a function of the seed and the epoch."""

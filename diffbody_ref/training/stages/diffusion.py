@@ -1,99 +1,173 @@
 """Text encoder, U-Net and control branch, equation 4: ‖ε − ε_θ(z_t, t, c, z_r, P, A)‖².
 
 The frozen parts (SwinIR, VAE encoder, pose, part network) run once over the data before training: `config.variants`
-degradations a picture, kept in memory-mapped files beside the checkpoints.
+degradations a picture, kept beside the checkpoints; so do the captions where the text encoder is frozen.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from diffbody_ref.components import load_or_build_component
-from diffbody_ref.models.control import condition_latents, denoise
+from diffbody_ref.models.control import ControlBranch, condition_latents, denoise
 from diffbody_ref.models.text import encode_prompt
 from diffbody_ref.models.vae import decode
 from diffbody_ref.ops.schedule import alphas_cumprod, ddpm_schedule
 from diffbody_ref.sampling import noise_source, sample_ddpm
-from diffbody_ref.structure import structure_maps
+from diffbody_ref.structure import batch_structure_maps
+from diffbody_ref.training.config import TrainConfig
+from diffbody_ref.training.encoded import Arrays, EncodedRows, encode_missing, files_checksum, text_checksum
+from diffbody_ref.training.lora import FOLDER as LORA_FOLDER
+from diffbody_ref.training.lora import add_lora, save_lora
 from diffbody_ref.training.stages.base import Stage, channels_first, degraded_pair, grid
 
 PREVIEW_STEPS = 20
 PREVIEWS = 4
+ENCODED_AT_ONCE = 16  # pictures, at most; fewer where a training batch is smaller
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+DENOISER = ("text_encoder", "unet", "control")
+TRAINED = {"full": DENOISER, "control": ("control",), "lora": ("control",)}
+ENCODERS = ("swinir", "vae", "pose_detector", "pose", "parts")
 
 
 class DiffusionStage(Stage):
-    """Trains `text_encoder`, `unet` and `control` jointly."""
+    """Trains what `config.tuning` says of text encoder, U-Net and control branch."""
 
-    trained = ("text_encoder", "unet", "control")
-    frozen = ("swinir", "vae", "pose_detector", "pose", "parts")
+    swinir: Any  # None, as the other encoders, once the data is encoded
+    text_encoder: Any
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: TrainConfig) -> None:
+        self.trained = TRAINED[config.tuning]
+        self.frozen = (*ENCODERS, *(name for name in DENOISER if name not in self.trained))
         super().__init__(config)
-        self.tokenizer = load_or_build_component(Path(config.pipeline), "tokenizer", config.preset)
+        pipeline = Path(config.pipeline)
+        self.tokenizer = load_or_build_component(pipeline, "tokenizer", config.preset)
         self.register_buffer("alphas_cumprod", torch.from_numpy(alphas_cumprod()).float(), persistent=False)
+        self.texts: EncodedRows | None = None
+        if "unet" in self.frozen and self._mixed:
+            self.unet.to(PRECISIONS[config.mixed_precision])
+        if config.tuning == "lora":
+            add_lora(self.unet, pipeline, config.lora_rank)
+        elif (pipeline / LORA_FOLDER).exists():
+            raise ValueError(
+                f"{pipeline / LORA_FOLDER}: the control branch there was trained with these LoRA weights; move both "
+                "away, or train with tuning = 'lora'"
+            )
+
+    def load_or_build(self, name: str) -> Any:
+        """A fresh control branch is a copy of the U-Net that it is to steer."""
+        if name == "control" and not (Path(self.config.pipeline) / name).is_dir():
+            return ControlBranch.from_unet(self.unet, len(self.parts.part_names))
+        return super().load_or_build(name)
+
+    def checkpoint_gradients(self) -> None:
+        super().checkpoint_gradients()
+        self.unet.enable_gradient_checkpointing()  # the control branch's gradient passes through it, frozen or not
+
+    def compiled(self) -> list[torch.nn.Module]:
+        return [self.unet, self.control]
 
     def order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.config.seed, epoch]).permutation(len(self.people) * self.config.variants)
 
     def prepare(self, accelerator: Any) -> None:
-        """Encode picture i, variant v to row i·variants + v of the memory-mapped files; rows already done are kept."""
-        with accelerator.main_process_first():
-            self.encoded = EncodedPeople(Path(self.config.output) / "encoded", len(self.people) * self.config.variants)
-            if accelerator.is_main_process:
-                self.to(accelerator.device)
-                missing = self.encoded.missing()
-                for row in track(missing, description="encoding", disable=not len(missing)):
-                    self.encoded.write(int(row), self._encode(int(row)))
+        """Encode the data, and let go of the networks that only this needs: a GPU's memory is for training."""
+        config, folder = self.config, Path(self.config.output) / "encoded"
+        self.to(accelerator.device)
+        rows = len(self.people) * config.variants
+        at_once = config.batch_size // config.accumulation // accelerator.num_processes
+        common = (accelerator, max(1, min(ENCODED_AT_ONCE, at_once)), config.workers)
+        self.encoded = EncodedRows(folder / "pictures", rows, self._picture_settings())
+        encode_missing(self.encoded, self._pair, self._encode_pictures, *common, "encoding pictures")
+        for name in ("swinir", "pose_detector", "pose", "parts"):
+            setattr(self, name, None)
+        if config.cache_text and "text_encoder" in self.frozen:
+            # The pictures' captions, and the empty one last.
+            self.captions = [*(self.people.caption(index) for index in range(len(self.people))), ""]
+            weights = files_checksum([Path(config.pipeline) / "text_encoder"])
+            settings = {"captions": text_checksum(self.captions), "weights": weights}
+            self.texts = EncodedRows(folder / "captions", len(self.captions), settings)
+            encode_missing(self.texts, self._tokens, self._encode_captions, *common, "encoding captions")
+            self.text_encoder = None
+
+    def _picture_settings(self) -> dict[str, Any]:
+        """All that an encoded picture depends on."""
+        config = self.config
+        return {
+            "pictures": text_checksum([self.people.entry(index).name for index in range(len(self.people))]),
+            "size": self.people.size,
+            "seed": config.seed,
+            "variants": config.variants,
+            "structure": config.structure,
+            "degradation": dataclasses.asdict(config.degradation),
+            "weights": files_checksum([Path(config.pipeline) / name for name in ENCODERS]),
+        }
+
+    def _pair(self, row: int) -> Arrays:
+        """Row i·variants + v is picture i in its degradation v."""
+        index, variant = divmod(row, self.config.variants)
+        rng = np.random.default_rng([self.config.seed, 2, index, variant])
+        high, low = degraded_pair(self.people[index].picture, rng, self.config)
+        return {"high": channels_first(high), "low": channels_first(low)}
 
     @torch.no_grad()
-    def _encode(self, row: int) -> dict[str, np.ndarray]:
-        index, variant = divmod(row, self.config.variants)
-        person = self.people[index]
-        rng = np.random.default_rng([self.config.seed, 2, index, variant])
-        high, low = degraded_pair(person.picture, rng, self.config)
-        device = self.alphas_cumprod.device
-        x, y = (torch.from_numpy(channels_first(p))[None].to(device) for p in (high, low))
-        regression = self.swinir(y).clamp(0, 1)
-        posterior = self.vae.encode(x * 2 - 1).latent_dist
+    def _encode_pictures(self, batch: dict[str, torch.Tensor]) -> list[Arrays]:
+        regression = self.swinir(batch["low"]).clamp(0, 1)
+        posterior = self.vae.encode(batch["high"] * 2 - 1).latent_dist
         z_r = self.vae.encode(regression * 2 - 1).latent_dist.mode() * self.vae.config.scaling_factor
-        maps = structure_maps(self.pose_detector, self.pose, self.parts, regression)
-        pose, attention = (maps.pose, maps.attention) if self.config.structure else (0 * maps.pose, 0 * maps.attention)
-        return {
-            "mean": posterior.mean[0].cpu().numpy(),
-            "std": posterior.std[0].cpu().numpy(),
-            "condition": condition_latents(z_r, pose, attention)[0].cpu().numpy(),
+        maps = batch_structure_maps(self.pose_detector, self.pose, self.parts, regression)
+        pose, attention = (torch.cat([getattr(m, name) for m in maps]) for name in ("pose", "attention"))
+        shown = 1.0 if self.config.structure else 0.0
+        arrays = {
+            "mean": posterior.mean,
+            "std": posterior.std,
+            "condition": condition_latents(z_r, shown * pose, shown * attention),
         }
+        rows = {name: value.float().cpu().numpy() for name, value in arrays.items()}
+        return [{name: value[i] for name, value in rows.items()} for i in range(len(regression))]
+
+    def _tokens(self, row: int) -> Arrays:
+        return {"tokens": self._tokenised(self.captions[row])}
+
+    def _tokenised(self, caption: str) -> np.ndarray:
+        """Token ids, int64 (77,)."""
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(caption, padding="max_length", truncation=True, max_length=length)
+        return np.asarray(tokens["input_ids"], np.int64)
+
+    @torch.no_grad()
+    def _encode_captions(self, batch: dict[str, torch.Tensor]) -> list[Arrays]:
+        texts = self.text_encoder(batch["tokens"]).last_hidden_state
+        return [{"text": text} for text in texts.float().cpu().numpy()]
 
     def item(self, index: int, serial: int) -> dict[str, np.ndarray]:
         rng = self.random(serial)
-        row = self.encoded.read(index)
-        mean = row["mean"]
-        caption = (
-            "" if rng.random() < self.config.caption_dropout else self.people.caption(index // self.config.variants)
-        )
-        tokens = self.tokenizer(
-            caption, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length
-        )
-        latents = (
-            mean + row["std"] * rng.standard_normal(mean.shape, dtype=np.float32)
-        ) * self.vae.config.scaling_factor
+        row, person = self.encoded.read(index), index // self.config.variants
+        dropped = rng.random() < self.config.caption_dropout
+        draw = rng.standard_normal(row["mean"].shape, dtype=np.float32)
+        latents = (row["mean"] + row["std"] * draw) * self.vae.config.scaling_factor
+        if self.texts is not None:
+            text = self.texts.read(len(self.people) if dropped else person)
+        else:
+            text = {"tokens": self._tokenised("" if dropped else self.people.caption(person))}
         return {
             "latents": latents.astype(np.float32),
             "condition": row["condition"],
-            "tokens": np.asarray(tokens["input_ids"], np.int64),
-            "noise": rng.standard_normal(mean.shape, dtype=np.float32),
+            "noise": rng.standard_normal(latents.shape, dtype=np.float32),
             "timestep": np.asarray(rng.integers(len(self.alphas_cumprod)), np.int64),
+            **text,
         }
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         a = self.alphas_cumprod[batch["timestep"]][:, None, None, None]
         z_t = a.sqrt() * batch["latents"] + (1 - a).sqrt() * batch["noise"]
-        text = self.text_encoder(batch["tokens"]).last_hidden_state
+        text = batch["text"] if self.texts is not None else self.text_encoder(batch["tokens"]).last_hidden_state
         eps = denoise(self.unet, self.control, z_t, batch["timestep"], text, batch["condition"])
         errors = (eps.float() - batch["noise"]).square().mean(dim=(1, 2, 3))
         if self.config.snr_gamma > 0:
@@ -105,47 +179,29 @@ class DiffusionStage(Stage):
     def preview(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
         """Columns: encoded regression result, a restoration in `PREVIEW_STEPS` steps, encoded original."""
         condition, latents = batch["condition"][:PREVIEWS], batch["latents"][:PREVIEWS]
-        text = encode_prompt(self.tokenizer, self.text_encoder, [""] * len(latents))
+        text = self._empty_text(latents.device).expand(len(latents), -1, -1)
 
         def denoiser(z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return denoise(self.unet, self.control, z_t, t, text, condition)
 
         noise = noise_source(range(len(latents)), tuple(latents.shape[1:]), latents.device)
         self.eval()
-        restored = sample_ddpm(denoiser, noise(0), ddpm_schedule(PREVIEW_STEPS), noise)
+        with torch.autocast(latents.device.type, PRECISIONS[self.config.mixed_precision], self._mixed):
+            restored = sample_ddpm(denoiser, noise(0), ddpm_schedule(PREVIEW_STEPS), noise)
         self.train()
         z_r = condition[:, : latents.shape[1]]
-        return grid([decode(self.vae, z) / 2 + 0.5 for z in (z_r, restored, latents)], count=PREVIEWS)
+        return grid([decode(self.vae, z.float()) / 2 + 0.5 for z in (z_r, restored, latents)], count=PREVIEWS)
 
+    def _empty_text(self, device: torch.device) -> torch.Tensor:
+        if self.texts is None:
+            return encode_prompt(self.tokenizer, self.text_encoder, [""])
+        return torch.from_numpy(self.texts.read(len(self.people))["text"]).to(device)[None]
 
-class EncodedPeople:
-    """Rows of float16 arrays in memory-mapped files, and a file that says which rows are done."""
+    @property
+    def _mixed(self) -> bool:
+        return self.config.mixed_precision != "no"
 
-    def __init__(self, folder: Path, rows: int) -> None:
-        self.folder, self.rows = folder, rows
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "done.npy").exists():
-            np.save(folder / "done.npy", np.zeros(rows, np.bool_))
-        self.done = np.load(folder / "done.npy", mmap_mode="r+")
-        if len(self.done) != rows:
-            raise ValueError(
-                f"{folder}: holds {len(self.done)} encoded rows, the data has {rows}; remove the folder to encode anew"
-            )
-        self._arrays: dict[str, np.ndarray] = {
-            path.stem: np.load(path, mmap_mode="r+") for path in folder.glob("*.npy") if path.stem != "done"
-        }
-
-    def missing(self) -> np.ndarray:
-        return np.flatnonzero(~self.done)
-
-    def write(self, row: int, values: dict[str, np.ndarray]) -> None:
-        for name, value in values.items():
-            if name not in self._arrays:
-                self._arrays[name] = np.lib.format.open_memmap(
-                    self.folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=(self.rows, *value.shape)
-                )
-            self._arrays[name][row] = value
-        self.done[row] = True
-
-    def read(self, row: int) -> dict[str, np.ndarray]:
-        return {name: array[row].astype(np.float32) for name, array in self._arrays.items()}
+    def finish(self, pipeline: Path) -> None:
+        super().finish(pipeline)
+        if self.config.tuning == "lora":
+            save_lora(self.unet, pipeline)

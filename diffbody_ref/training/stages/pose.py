@@ -25,6 +25,9 @@ class PoseStage(Stage):
     trained = ("pose_detector", "pose")
     needs = ("keypoints", "box")
 
+    def compiled(self) -> list[torch.nn.Module]:
+        return [self.pose_detector.backbone, self.pose_detector.head, self.pose]
+
     def item(self, index: int, serial: int) -> dict[str, np.ndarray]:
         rng = self.random(serial)
         picture, keypoints, box = self._view(index, rng)

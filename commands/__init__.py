@@ -1,0 +1,1 @@
+"""Commands of `diffbody` by subject; `diffbody.py` registers them."""

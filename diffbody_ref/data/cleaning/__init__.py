@@ -1,0 +1,1 @@
+"""The paper's cleaning protocol (§4.1): screen, detect, crop, inspect."""

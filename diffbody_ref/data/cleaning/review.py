@@ -1,0 +1,114 @@
+"""Phase 4, inspection by eye: contact sheets, and review.tsv, where a person writes `drop` on what should go."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from diffbody_ref.data.journal import write_whole
+
+REVIEW = "review.tsv"
+SHEETS = "sheets"
+DECISIONS = KEEP, DROP = ("keep", "drop")
+COLUMNS = ("number", "decision", "note", "file", "sheet", "visible", "score", "enlargement", "source")
+
+COLUMNS_A_SHEET, ROWS_A_SHEET = 10, 4
+PER_SHEET = COLUMNS_A_SHEET * ROWS_A_SHEET
+CELL = 288  # pixels, height of a picture on a sheet
+LABEL, GAP = 22, 6
+JPEG_QUALITY = 88
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a person wrote on a picture."""
+
+    decision: str = KEEP
+    note: str = ""
+
+
+def sheet_name(position: int, count: int) -> str:
+    """The sheet, named by its first and last number, on which the picture at a position (from 0) of `count` is."""
+    first = position // PER_SHEET * PER_SHEET
+    return f"{SHEETS}/{first + 1:06d}-{min(first + PER_SHEET, count):06d}.jpg"
+
+
+def read_review(out: Path) -> dict[str, Decision]:
+    """Decisions by file; a picture that is not in the list has none, which is `keep`.
+
+    Raises:
+        ValueError: a missing column or a decision that is neither `keep` nor `drop`; names the file and the line.
+    """
+    path = out / REVIEW
+    if not path.is_file():
+        return {}
+    decisions = {}
+    try:
+        # A spreadsheet may have added a byte order mark and quotes.
+        rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), delimiter="\t")
+        if missing := {"decision", "file"} - set(rows.fieldnames or ()):
+            raise ValueError(f"{path}: has no column {min(missing)!r}; its columns must be separated by tabs")
+        for row in rows:
+            decision = (row["decision"] or "").strip().lower()
+            if decision not in DECISIONS:
+                raise ValueError(f"{path}, line {rows.line_num}: decision is {decision!r}; it must be keep or drop")
+            decisions[row["file"]] = Decision(decision, (row.get("note") or "").strip())
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a table of text: {error}") from None
+    return decisions
+
+
+def write_review(out: Path, kept: Sequence[dict[str, Any]], decisions: dict[str, Decision]) -> None:
+    """The list of all pictures that came through the first three phases, with the decisions so far."""
+    text = io.StringIO(newline="")
+    rows = csv.DictWriter(text, COLUMNS, delimiter="\t", lineterminator="\n", extrasaction="ignore")
+    rows.writeheader()
+    for position, record in enumerate(kept):
+        said = decisions.get(record["file"], Decision())
+        place = {
+            "number": position + 1,
+            "decision": said.decision,
+            "note": said.note,
+            "sheet": sheet_name(position, len(kept)),
+        }
+        rows.writerow({**record, **place, "source": record["name"]})
+    write_whole(out / REVIEW, text.getvalue())
+
+
+def write_sheets(out: Path, kept: Sequence[dict[str, Any]]) -> None:
+    """A JPEG for every `PER_SHEET` pictures, each under its number in the list; those that are there already stay."""
+    sheets = {first: out / sheet_name(first, len(kept)) for first in range(0, len(kept), PER_SHEET)}
+    for first, path in sheets.items():
+        if path.is_file():
+            continue
+        buffer = io.BytesIO()
+        pictures = [out / record["file"] for record in kept[first : first + PER_SHEET]]
+        draw_sheet(pictures, first + 1).save(buffer, format="JPEG", quality=JPEG_QUALITY)
+        write_whole(path, buffer.getvalue())
+    for path in (out / SHEETS).glob("*.jpg"):
+        if path not in sheets.values():  # the last one of an earlier, smaller list
+            path.unlink()
+
+
+def draw_sheet(pictures: Sequence[Path], number: int) -> Image.Image:
+    """Pictures of one size in rows, numbered from `number`."""
+    font = ImageFont.load_default(size=LABEL - 6)
+    with Image.open(pictures[0]) as first:
+        width = round(CELL * first.width / first.height)
+    columns = min(COLUMNS_A_SHEET, len(pictures))
+    rows = -(-len(pictures) // columns)
+    step = (width + GAP, CELL + LABEL + GAP)
+    sheet = Image.new("RGB", (columns * step[0] + GAP, rows * step[1] + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, path in enumerate(pictures):
+        x, y = GAP + i % columns * step[0], GAP + i // columns * step[1]
+        with Image.open(path) as picture:
+            sheet.paste(picture.convert("RGB").resize((width, CELL), Image.Resampling.LANCZOS), (x, y + LABEL))
+        draw.text((x, y), str(number + i), fill="black", font=font)
+    return sheet
