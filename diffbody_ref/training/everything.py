@@ -220,15 +220,15 @@ def release_if_older(plan: PlanConfig, stages: list[TrainConfig]) -> Path:
 
 def measure(plan: PlanConfig, show: Progress) -> Path:
     """The report of the released model; pictures that are measured already are not measured again."""
-    from diffbody_ref.data.datasets import PeopleFolder
-    from diffbody_ref.evaluation import EvaluateConfig, evaluate, weights_checksum
+    from diffbody_ref.evaluation.run import EvaluateConfig, evaluate, weights_checksum
+    from diffbody_ref.evaluation.subjects import Subjects
     from diffbody_ref.loading import load_pipeline
 
-    asked, people = plan.evaluation, PeopleFolder([Path(plan.held_out.out)])
+    asked, people = plan.evaluation, Subjects([Path(plan.held_out.out)])
     pipeline = load_pipeline(Path(plan.model), "auto")
     out = Path(asked.out) / weights_checksum(pipeline)[:8]
     config = EvaluateConfig(
         count=min(asked.count, len(people)), num_inference_steps=asked.steps, batch_size=asked.batch_size
     )
-    evaluate(pipeline, people, config, out, lambda done, total: show(done, total, "evaluating"))
+    evaluate(pipeline, people, config, out, lambda done, total, method: show(done, total, "evaluating"))
     return out / "report.md"
