@@ -24,7 +24,7 @@ EXTRAS = {  # other packages: train
     **dict.fromkeys(("httpx2", "pyarrow"), "data"),
     **dict.fromkeys(("polygraphy", "tensorrt", "tensorrt_rtx"), "rtx"),
 }
-OWN_PACKAGES = ("commands", "diffbody", "diffbody_ref", "runtime", "export", "benchmarks")
+OWN_PACKAGES = ("diffbody", "diffbody_ref", "runtime", "export", "benchmarks")
 
 
 @contextmanager

@@ -197,7 +197,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_module_is_a_command(photo: Path) -> None:
-    command = [sys.executable, diffbody.__file__, "restore", str(photo), "--steps", "0"]
+    command = [sys.executable, "-m", "diffbody", "restore", str(photo), "--steps", "0"]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert finished.returncode == 2
     assert finished.stderr == "diffbody: error: --steps must be in 1..1000, got 0\n"
@@ -207,7 +207,7 @@ def test_a_mistake_in_the_program_keeps_its_traceback(photo: Path, monkeypatch: 
     def broken(*arguments: object) -> None:
         raise TypeError("a mistake")
 
-    monkeypatch.setattr("diffbody.check_options", broken)
+    monkeypatch.setattr("diffbody.restore.check_options", broken)
     with pytest.raises(TypeError, match="a mistake"):
         diffbody.main(["restore", str(photo)])
 

@@ -1,4 +1,4 @@
-"""`diffbody clean` and `diffbody caption`: data sets of people. Slow imports are in the commands."""
+"""`diffbody synth`, `clean` and `caption`: data sets of people."""
 
 from __future__ import annotations
 
@@ -21,10 +21,47 @@ if TYPE_CHECKING:
 FAILURES_SHOWN = 20
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the `diffbody` command."""
-    app.command(no_args_is_help=True)(clean)
-    app.command(no_args_is_help=True)(caption)
+def synth(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the training set; made, or gone on with.")],
+    identities: Annotated[int, typer.Option(help="How many people, from 1.")],
+    views: Annotated[int, typer.Option(help="Pictures of each, from 1.")] = 4,
+    seed: Annotated[int, typer.Option(help="From 0. The same seed gives the same pictures.")] = 0,
+    height: Annotated[int, typer.Option(help="Pixels; 256 for nano, 1024 for the paper's size.")] = 256,
+    width: Annotated[int, typer.Option(help="Pixels; 128 for nano, 512 for the paper's size.")] = 128,
+    first_identity: Annotated[int, typer.Option(help="Number of the first person; other numbers, other people.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write a contact sheet, .png or .jpg: 24 pictures of the set, with their labels below them.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Render synthetic people with ground truth: keypoints, part masks, identity, caption. Nothing is downloaded.
+
+    An interrupted run goes on where it stopped.
+
+    Examples:
+
+    - `diffbody synth data/train --identities 2000`
+
+    - `diffbody synth data/look --identities 24 --views 1 --sheet look.png` (to see what it makes)
+
+    - `diffbody synth data/held-out --identities 50 --first-identity 100000` (people who are not in the first one)
+    """
+    from diffbody_ref.data.synthetic.dataset import check_sheet, contact_sheet, synthesize
+
+    if sheet is not None:
+        check_sheet(sheet)
+    with progress_bar("pictures") as show:
+        done = synthesize(out, identities, views, seed, height, width, first_identity, workers, show)
+    rate = f" in {done.seconds:.1f} s, {done.pictures_per_second:.2f} pictures/s" if done.rendered else ""
+    print(f"{out}: {done.pictures} pictures, {done.rendered} rendered now{rate}")
+    if sheet is not None:
+        contact_sheet(out, sheet, 24, scale=1)
+        print(f"contact sheet: {sheet}")
 
 
 def clean(

@@ -1,7 +1,8 @@
-"""`diffbody train-all` and `diffbody import`."""
+"""`diffbody train`, `train-all`, `import` and `release`: from pictures, or public checkpoints, to a model."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +11,38 @@ import typer
 from runtime.console import progress_bar
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("train-all", no_args_is_help=True)(train_all)
-    app.command("import", no_args_is_help=True)(import_checkpoints)
+def train(
+    stage: Annotated[
+        str,
+        typer.Argument(metavar="STAGE", help="`swinir`, `vae`, `pose`, `parts` or `diffusion`, as the file says too."),
+    ],
+    config: Annotated[
+        Path, typer.Option(help="TOML file; diffbody_ref/training/configs holds nano's and the paper's.")
+    ],
+    stop_after: Annotated[
+        int | None,
+        typer.Option(help="Stop at this step with a checkpoint; the same command goes on.", show_default=False, min=1),
+    ] = None,
+) -> None:
+    """Train one stage, from its newest checkpoint where there is one.
+
+    The stages build on each other in this order: `swinir`, `vae`, `pose`, `parts`, `diffusion`. Trained networks are
+    written to the pipeline folder that the file names; `diffbody restore --model FOLDER` uses it once all are there.
+
+    Example:
+
+    - `diffbody train swinir --config diffbody_ref/training/configs/nano/swinir.toml`
+    """
+    from diffbody_ref.training.config import load_config
+
+    loaded = load_config(config)
+    if loaded.stage != stage:
+        raise ValueError(f"{config} configures the stage {loaded.stage!r}, not {stage!r}")
+    from diffbody_ref.training.loop import train as train_stage
+
+    folder = train_stage(loaded, stop_after)
+    if os.environ.get("RANK", "0") == "0":  # one of a launcher's processes speaks
+        print(f"trained {stage}: {folder}")
 
 
 def train_all(
@@ -89,3 +118,27 @@ def import_checkpoints(
     for name, path in given.items():
         import_file(name, path, out)
         print(f"imported {out / name}")
+
+
+def release(
+    components: Annotated[Path, typer.Argument(metavar="COMPONENTS", help="The training runs' pipeline folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the model; one that is there is replaced.")],
+    preset: Annotated[str, typer.Option(help="`nano` or `sd21`: base size and default settings.")] = "nano",
+    runs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the training runs: draws their loss curves to OUT/losses.png.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Make a model folder from trained components, in half precision: what `restore --model OUT` takes.
+
+    LoRA weights among them are merged into the U-Net.
+
+    Example:
+
+    - `diffbody release runs/nano/pipeline models/mine --runs runs/nano`
+    """
+    from diffbody_ref.release import release as release_model
+
+    print(f"released {release_model(components, out, preset, runs)}")

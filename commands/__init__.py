@@ -1,1 +1,0 @@
-"""Commands of `diffbody` by subject; `diffbody.py` registers them."""

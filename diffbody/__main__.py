@@ -1,0 +1,3 @@
+from diffbody import main
+
+main()
