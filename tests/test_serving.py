@@ -41,7 +41,7 @@ from runtime.triton.client import (
 )
 from runtime.triton.config import RepositoryConfig, ServerConfig
 from runtime.triton.repository import render
-from runtime.triton.server import Server, ServerError, choose_ports
+from runtime.triton.server import Server, ServerError, choose_ports, find_triton
 
 SAMPLES = Path(__file__).parent.parent / "samples" / "degraded"
 PERSON, WOMAN = SAMPLES / "synthetic_1.jpg", SAMPLES / "synthetic_2.jpg"
@@ -397,6 +397,27 @@ def processes_of(group: int) -> list[Path]:
         return 0 if state == "Z" else int(group)
 
     return [folder for folder in Path("/proc").iterdir() if group_of(folder) == group]
+
+
+def test_a_triton_that_crashes_at_its_start_is_started_again(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = find_triton(tmp_path)
+    crashed = tmp_path / "crashed"
+    program = tmp_path / "bin" / "tritonserver"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!/bin/sh\n[ -e {crashed} ] || {{ touch {crashed}; kill -ABRT $$; }}\n"
+        f"export LD_LIBRARY_PATH={real.environment['LD_LIBRARY_PATH']}\n"
+        f'exec {real.binary} "$@" --backend-directory {real.backends}\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    log: list[tuple[str, str]] = []
+    started = Server(ServerConfig(repository, **ANY_PORTS), lambda *line: log.append(line))
+    with started as server, Client(ClientConfig((url(server, "grpc"),))) as client:
+        assert client.is_ready()
+    assert [line for severity, line in log if severity == "warning" and "started again" in line]
 
 
 def test_a_busy_port_is_said(server: Server, repository: Path) -> None:

@@ -35,12 +35,17 @@ API_KEY_HEADER = "x-api-key"
 PROTECTED = "inference,model-config,statistics,trace,logging,shared-memory,model-repository,metadata"
 READY_SECONDS = 600.0  # the largest models take minutes to load
 STOP_SECONDS = 20.0
+STARTS = 3  # Triton 2.51 now and then crashes while it starts its models on a machine without a free processor
 DRAIN_SECONDS = 60.0
 UNDER_WAY = r"^(?:nv_inference_pending_request_count|diffbody_in_flight){[^}]*} (\S+)$"
 
 
 class ServerError(OSError):
     """The server cannot be started, or has stopped; the message is one line."""
+
+
+class ServerCrashError(ServerError):
+    """It was ended by a signal, so that to start it again may help."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +92,17 @@ class Server:
         return f"http://{self.config.host}:{self.ports['metrics']}/metrics"
 
     def __enter__(self) -> Self:
-        self._scratch = Path(tempfile.mkdtemp(prefix="diffbody-serve-"))
-        try:
-            self._start(find_triton(self._scratch))
-            self._wait_until_ready()
-        except BaseException:
-            self.stop()
-            raise
+        for left in reversed(range(STARTS)):
+            self._scratch = Path(tempfile.mkdtemp(prefix="diffbody-serve-"))
+            try:
+                self._start(find_triton(self._scratch))
+                self._wait_until_ready()
+                break
+            except BaseException as error:
+                self.stop()
+                if not (isinstance(error, ServerCrashError) and left):
+                    raise
+                self.on_log("warning", f"{error}; it is started again")
         return self
 
     def __exit__(
@@ -173,7 +182,8 @@ class Server:
         while time.monotonic() < deadline:
             if (code := self.process.poll()) is not None:
                 time.sleep(0.2)  # for the rest of its log
-                raise ServerError(f"Triton stopped with exit code {code} before it was ready: {self.last_error}")
+                kind = ServerCrashError if code < 0 else ServerError
+                raise kind(f"Triton stopped with exit code {code} before it was ready: {self.last_error}")
             if is_ready(self.http_url):
                 self._models = _children(self.process.pid)
                 return
