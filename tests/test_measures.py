@@ -239,28 +239,26 @@ def hand_labelled() -> Subject:
     """The first synthetic sample at nano's size, with labels that a person read off the picture."""
     pixels = np.clip(resize(read_image(SAMPLES / "clean" / "synthetic_1.jpg").pixels, 256, 128, "area"), 0, 1)
     keypoints = labelled(
-        nose=(59, 24, 2),
-        left_shoulder=(91, 47, 2),
-        right_shoulder=(51, 49, 2),
-        left_elbow=(113, 76, 2),
-        right_elbow=(46, 71, 2),
-        left_wrist=(115, 49, 2),
-        right_wrist=(27, 48, 2),
-        left_hip=(88, 118, 2),
-        right_hip=(56, 118, 2),
-        left_knee=(92, 170, 2),
-        right_knee=(55, 170, 2),
-        left_ankle=(104, 228, 2),
-        right_ankle=(54, 216, 2),
+        nose=(52, 28, 2),
+        left_shoulder=(70, 49, 2),
+        right_shoulder=(34, 50, 2),
+        left_elbow=(99, 77, 2),
+        right_elbow=(18, 66, 2),
+        left_wrist=(81, 110, 2),
+        right_wrist=(42, 36, 2),
+        left_hip=(66, 122, 2),
+        right_hip=(40, 122, 2),
+        left_knee=(70, 173, 2),
+        right_knee=(40, 173, 2),
+        left_ankle=(68, 220, 2),
+        right_ankle=(40, 224, 2),
     )
     parts = np.zeros((256, 128), np.uint8)
-    parts[40:111, 50:95] = PART_LABELS.index("torso")
-    parts[3:36, 58:88] = PART_LABELS.index("head")
-    parts[111:219, 46:63] = PART_LABELS.index("legs")
-    for y in range(111, 233):  # the other leg slants outwards
-        left = 64 + (y - 111) * 33 // 122
-        parts[y, left : left + (31 if y < 170 else 18)] = PART_LABELS.index("legs")
-    box = np.array([10, 2, 123, 249], np.float32)
+    parts[49:122, 33:80] = PART_LABELS.index("torso")
+    parts[6:46, 38:66] = PART_LABELS.index("head")
+    parts[124:222, 29:53] = PART_LABELS.index("legs")
+    parts[124:222, 54:79] = PART_LABELS.index("legs")
+    box = np.array([15, 6, 102, 250], np.float32)
     picture = np.rint(pixels * 255).astype(np.uint8)
     return Subject(pixels, Person("sample", picture, "", 0, parts, keypoints, box))
 
@@ -289,7 +287,7 @@ def test_structure_of_an_empty_picture_is_missed(probe: StructureProbe) -> None:
 def test_embeddings_survive_the_journal_and_summarize_adds_up(probe: StructureProbe) -> None:
     subject = hand_labelled()
     one, blurred = probe(subject.pixels, subject), probe(gaussian_filter(subject.pixels, (3, 3, 0)), subject)
-    x0, y0, x1, y1 = 4, 0, 128, 256  # the box with 5% around it, inside the picture
+    x0, y0, x1, y1 = 10, 0, 107, 256  # the box with 5% around it, inside the picture
     with torch.no_grad():
         direct = probe.parts(torch.from_numpy(subject.pixels[y0:y1, x0:x1].transpose(2, 0, 1).copy())[None])
     assert read_embedding(one).shape == (1 + probe.parts.part_count, probe.parts.config.embedding_dim)
