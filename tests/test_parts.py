@@ -30,6 +30,7 @@ from diffbody_ref.ops.parts import PART_LABELS, PART_SETS, part_names
 from diffbody_ref.training.parts_losses import (
     IdentityHead,
     cell_targets,
+    overlap_loss,
     part_losses,
     part_triplet_loss,
 )
@@ -284,6 +285,24 @@ def test_triplet_without_partners_is_zero() -> None:
     (gradient,) = torch.autograd.grad(hidden + strangers, embeddings)
     assert hidden.item() == strangers.item() == 0
     assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_the_overlap_loss_is_one_minus_the_jaccard_index_of_labels() -> None:
+    rng = np.random.default_rng(0)
+    found, truth = rng.integers(0, 3, (2, 4, 6, 5))
+    masks, targets = (F.one_hot(torch.from_numpy(a), 3).permute(0, 3, 1, 2).float() for a in (found, truth))
+    index = [((found == c) & (truth == c)).sum() / ((found == c) | (truth == c)).sum() for c in range(3)]
+    assert overlap_loss(masks, targets).item() == pytest.approx(1 - np.mean(index), abs=1e-6)
+
+
+def test_the_overlap_loss_of_shares_is_least_at_the_truth() -> None:
+    """The product form, 1 − Σmt / Σ(m + t − mt), is not: it asks for labels where the truth has shares."""
+    targets = torch.full((1, 2, 4, 4), 0.5)
+    assert overlap_loss(targets, targets).item() == 0
+    logits = torch.tensor([0.3, 0.0])[None, :, None, None].expand(1, 2, 4, 4).clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(overlap_loss(logits.softmax(dim=1), targets), logits)
+    assert (gradient[:, 0] > 0).all()  # towards the truth
+    assert (gradient[:, 1] < 0).all()
 
 
 def test_losses_overfit_a_toy_batch() -> None:

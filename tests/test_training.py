@@ -66,6 +66,31 @@ def test_a_cut_and_resumed_run_ends_with_the_same_weights(people: Path, tmp_path
     assert logged == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    ("stage", "tuning", "component", "kept"),
+    [("vae", "decoder", "vae", ("encoder.", "quant_conv.")), ("pose", "keypoints", "pose", ())],
+)
+def test_tuning_leaves_the_rest_as_it_was(
+    stage: str, tuning: str, component: str, kept: tuple[str, ...], people: Path, tmp_path: Path
+) -> None:
+    train(config_for(stage, people, tmp_path, steps=1))
+    pipeline = tmp_path / "pipeline"
+    before = {path: path.read_bytes() for path in pipeline.rglob("*") if path.is_file()}
+    old = weights(pipeline, component)
+    train(config_for(stage, people, tmp_path, steps=2, tuning=tuning, output=str(tmp_path / "tuned")))
+    new = weights(pipeline, component)
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert {name for name in old if name.startswith(kept)} == old.keys() - changed if kept else changed
+    rewritten = {path.parent.name for path, content in before.items() if path.read_bytes() != content}
+    assert rewritten == {component}
+    path = pipeline / component / "config.json"
+    sizes, new_sizes = (
+        {name: value for name, value in json.loads(text).items() if not name.startswith("_")}  # "_": where it came from
+        for text in (before[path], path.read_bytes())
+    )
+    assert sizes == new_sizes  # a VAE's scaling factor among them
+
+
 def test_accumulation_gives_the_step_of_the_whole_batch(people: Path, tmp_path: Path) -> None:
     whole = config_for("swinir", people, tmp_path / "a", steps=2, batch_size=4)
     parts = config_for("swinir", people, tmp_path / "b", steps=2, batch_size=4, accumulation=2)
@@ -179,7 +204,7 @@ def test_the_ablation_differs_in_structure_alone() -> None:
         ("steps = 'many'", "steps is 'many'"),
         ("learning_rate = nan", "learning_rate is nan"),
         ("mixed_precision = 'fp8'", "one of no, bf16, fp16"),
-        ("tuning = 'lora'", "only the diffusion stage"),
+        ("tuning = 'lora'", "the stage 'vae' has full, decoder"),
         ("minutes = -1", "minutes is -1"),
         ("optimizer = 'sgd'", "one of adamw, muon"),
         ("steps = ", "config.toml"),

@@ -15,8 +15,13 @@ Config = TypeVar("Config")
 
 CHOICES = {
     "optimizer": ("adamw", "muon"),
-    "tuning": ("full", "control", "lora"),
     "mixed_precision": ("no", "bf16", "fp16"),
+}
+# What a stage can train; every stage can train all that it has, "full".
+TUNINGS = {
+    "diffusion": ("full", "control", "lora"),
+    "vae": ("full", "decoder"),
+    "pose": ("full", "keypoints"),
 }
 
 
@@ -47,11 +52,13 @@ class TrainConfig:
             rather on little noise, which is all that sampling at a low strength meets.
         pixel_weight: of the part maps' cross-entropy beside the identity losses; BPBReID's 0.35 is for a backbone that
             was trained on ImageNet, one trained from nothing needs more.
+        overlap_weight: of the part maps' overlap with the true ones (`parts_losses.overlap_loss`), 0 in BPBReID.
         relative_loss: eq. 2 divided by the error of the degraded picture, so that a mild degradation counts as much as
             a heavy one, as it does in a mean of decibels; False is the plain eq. 2.
-        tuning: what the diffusion stage trains: "full" (text encoder, U-Net and control branch), "control" (the control
-            branch alone, as ControlNet, DiffBIR and the paper) or "lora" (the control branch, and low-rank updates of
-            the U-Net's attention; Hu et al. 2021, arXiv:2106.09685).
+        tuning: what the stage trains. "full" is all of it; the diffusion stage (text encoder, U-Net and control branch)
+            also has "control" (the control branch alone, as ControlNet, DiffBIR and the paper) and "lora" (the control
+            branch, and low-rank updates of the U-Net's attention; Hu et al. 2021, arXiv:2106.09685), `vae` has
+            "decoder" (the latents stay what they are), `pose` has "keypoints" (the person detector stays).
         lora_rank: rank of those updates; their scale α/rank is 1.
         cache_text: encode the captions once, ahead, where the text encoder is frozen.
         mixed_precision: "no", "bf16" or "fp16" (CUDA only). Frozen networks are held in it as well.
@@ -88,6 +95,7 @@ class TrainConfig:
     snr_gamma: float = 0.0
     timestep_power: float = 1.0
     pixel_weight: float = 0.35
+    overlap_weight: float = 0.0
     relative_loss: bool = False
     tuning: str = "full"
     lora_rank: int = 16
@@ -127,8 +135,8 @@ class TrainConfig:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
-        if self.tuning != "full" and self.stage != "diffusion":
-            raise ValueError(f"tuning is {self.tuning!r}; only the diffusion stage has it, not {self.stage!r}")
+        if self.tuning not in (tunings := TUNINGS.get(self.stage, ("full",))):
+            raise ValueError(f"tuning is {self.tuning!r}; the stage {self.stage!r} has {', '.join(tunings)}")
 
 
 def load_config(path: Path) -> TrainConfig:

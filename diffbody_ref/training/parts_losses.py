@@ -1,6 +1,7 @@
 """The part network's training losses, those of BPBReID (Somers et al., WACV 2023, arXiv:2211.03679, section 3.3).
 
-Pixel cross-entropy teaches the part maps; identity cross-entropy on holistic embeddings and a triplet loss on part
+Pixel cross-entropy teaches the part maps, and where one asks for it their overlap (Wang et al., NeurIPS 2023,
+arXiv:2302.05666); identity cross-entropy on holistic embeddings and a triplet loss on part
 embeddings teach what tells people apart.
 """
 
@@ -18,9 +19,10 @@ from diffbody_ref.ops.parts import part_names
 
 @dataclass(frozen=True)
 class PartLossConfig:
-    """Weights of the terms (identity: of each of its three embeddings), as BPBReID has them."""
+    """Weights of the terms (identity: of each of its three embeddings), as BPBReID has them; it has no overlap term."""
 
     pixel_weight: float = 0.35
+    overlap_weight: float = 0.0
     identity_weight: float = 1.0
     triplet_weight: float = 1.0
     margin: float = 0.3
@@ -74,7 +76,7 @@ def part_losses(
         identities: int64 (B,); the batch should hold several pictures of each person.
 
     Returns:
-        Scalars "total", "pixels", "identity" (the mean over the three embeddings) and "triplet".
+        Scalars "total", "pixels", "overlap", "identity" (the mean over the three embeddings) and "triplet".
     """
     config = config or PartLossConfig()
     targets = cell_targets(labels, *output.logits.shape[1:])
@@ -88,8 +90,30 @@ def part_losses(
     # A part counts by how much of its fullest cell it fills, in truth and not as predicted.
     visibility = targets[:, 1:].amax(dim=(2, 3))
     triplet = part_triplet_loss(output.embeddings.float(), visibility, identities, config.margin)
-    total = config.pixel_weight * pixels + config.identity_weight * identity.sum() + config.triplet_weight * triplet
-    return {"total": total, "pixels": pixels, "identity": identity.mean(), "triplet": triplet}
+    overlap = overlap_loss(output.masks.float(), targets)
+    total = (
+        config.pixel_weight * pixels
+        + config.overlap_weight * overlap
+        + config.identity_weight * identity.sum()
+        + config.triplet_weight * triplet
+    )
+    return {"total": total, "pixels": pixels, "overlap": overlap, "identity": identity.mean(), "triplet": triplet}
+
+
+def overlap_loss(masks: Tensor, targets: Tensor) -> Tensor:
+    """Jaccard metric loss: 1 − intersection over union for shares instead of labels, 0 where the two are the same.
+
+    A thin part counts as much as a wide one: 1 − (|m| + |t| − |m − t|) / (|m| + |t| + |m − t|), |·| being sums over
+    batch and cells, averaged over the classes.
+
+    Args:
+        masks, targets: (B, classes, h, w), shares that sum to 1 over the classes.
+
+    Returns:
+        Scalar in [0, 1].
+    """
+    both, apart = ((a.flatten(2).sum(dim=(0, 2))) for a in (masks + targets, (masks - targets).abs()))
+    return (1 - (both - apart) / (both + apart).clamp_min(1e-6)).mean()
 
 
 def cell_targets(labels: Tensor, classes: int, height: int, width: int) -> Tensor:

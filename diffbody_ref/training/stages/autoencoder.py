@@ -20,7 +20,7 @@ PICTURES_FOR_SCALE = 256
 
 
 class AutoencoderStage(Stage):
-    """Trains `vae` and measures its latent scale.
+    """Trains `vae`, or its decoder, and measures its latent scale.
 
     The loss is L1 on pixels and on their differences (edges), squared error, and KL·1e-6.
     """
@@ -31,6 +31,10 @@ class AutoencoderStage(Stage):
         super().__init__(config)
         if not (Path(config.pipeline) / "vae").is_dir():
             start_near_identity(self.vae, config.seed)
+        if config.tuning == "decoder":
+            self.vae.requires_grad_(False)
+            for module in (self.vae.post_quant_conv, self.vae.decoder):
+                module.requires_grad_(True)
 
     def compiled(self) -> list[torch.nn.Module]:
         return [self.vae.encoder, self.vae.decoder]
@@ -68,7 +72,15 @@ class AutoencoderStage(Stage):
         return grid([picture / 2 + 0.5, decoded / 2 + 0.5], count=16)
 
     def finish(self, pipeline: Path) -> None:
-        """Save with the scaling factor that gives the latents unit standard deviation over the training pictures."""
+        """Save with the scaling factor that gives the latents unit standard deviation over the training pictures.
+
+        Where the latents stay what they were, so does their scaling factor.
+        """
+        if self.config.tuning == "full":
+            self._measure_scale()
+        super().finish(pipeline)
+
+    def _measure_scale(self) -> None:
         indices = self.order(0)[:PICTURES_FOR_SCALE]
         device = next(self.vae.parameters()).device
         squares = []
@@ -77,7 +89,6 @@ class AutoencoderStage(Stage):
             mode = self.vae.encode(picture[None] / 127.5 - 1.0).latent_dist.mode()
             squares.append(mode.square().mean().item())
         self.vae.register_to_config(scaling_factor=float(1.0 / np.sqrt(np.mean(squares))))
-        super().finish(pipeline)
 
 
 @torch.no_grad()

@@ -10,9 +10,9 @@ from diffbody_ref.ops.images import resize
 from diffbody_ref.ops.pose import person_crop
 from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.parts_losses import IdentityHead, PartLossConfig, part_losses
-from diffbody_ref.training.stages.base import Stage, channels_first, degraded_pair, grid
+from diffbody_ref.training.stages.base import Stage, channels_first, grid
+from diffbody_ref.training.views import jittered, random_view
 
-DEGRADED_SHARE = 0.3  # the network meets regression results, which are softer than clean pictures
 BOX_JITTER = 0.08  # of the box's sides
 
 
@@ -25,7 +25,7 @@ class PartsStage(Stage):
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
         self.identity_head = IdentityHead(len(self.people.identities), self.parts.settings)
-        self.loss_config = PartLossConfig(pixel_weight=config.pixel_weight)
+        self.loss_config = PartLossConfig(config.pixel_weight, config.overlap_weight)
         groups: dict[int | None, list[int]] = {}
         for index in range(len(self.people)):
             groups.setdefault(self.people.identity(index), []).append(index)
@@ -38,19 +38,12 @@ class PartsStage(Stage):
 
     def item(self, index: int, serial: int) -> dict[str, np.ndarray]:
         rng, person = self.random(serial), self.people[index]
-        picture, parts, box = person.picture, person.parts, person.box
-        assert parts is not None  # see needs
-        assert box is not None
-        if rng.random() < 0.5:
-            picture, parts, box = picture[:, ::-1], parts[:, ::-1], _mirrored_box(box, picture.shape[1])
-        x0, y0, x1, y1 = person_crop(_jittered(box, rng), *picture.shape[:2])
-        labels = parts[y0:y1, x0:x1]
-        if rng.random() < DEGRADED_SHARE:
-            pixels = degraded_pair(np.ascontiguousarray(picture), rng, self.config)[1]
-        else:
-            pixels = picture.astype(np.float32) / 255.0
+        view = random_view(person, rng, self.config)
+        assert view.parts is not None  # see needs
+        x0, y0, x1, y1 = person_crop(jittered(view.box, BOX_JITTER, rng), *view.picture.shape[:2])
+        pixels, labels = view.picture[y0:y1, x0:x1], view.parts[y0:y1, x0:x1]
         height, width = self.parts.input_size
-        pixels = np.clip(resize(pixels[y0:y1, x0:x1], height, width, method="bilinear"), 0, 1)
+        pixels = np.clip(resize(pixels, height, width, method="bilinear"), 0, 1)
         rows, columns = np.arange(height) * (y1 - y0) // height, np.arange(width) * (x1 - x0) // width
         return {
             "picture": channels_first(pixels).astype(np.float32),
@@ -61,12 +54,11 @@ class PartsStage(Stage):
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         output = self.parts(batch["picture"])
         losses = part_losses(output, self.identity_head(output), batch["labels"], batch["identity"], self.loss_config)
-        with torch.no_grad():
-            predicted = attention_map(output, *batch["labels"].shape[1:])[:, :-1]
-            labels = torch.where(predicted.amax(1) > 0.5, predicted.argmax(1) + 1, 0)
+        classes, stride = output.logits.argmax(dim=1), self.parts.input_size[0] // output.logits.shape[2]
+        middles = batch["labels"][:, stride // 2 :: stride, stride // 2 :: stride]
         return {
             "loss": losses["total"],
-            "accuracy": (labels == batch["labels"]).float().mean(),
+            "accuracy": (classes == middles).float().mean(),
             **_without(losses, "total"),
         }
 
@@ -89,12 +81,3 @@ def _coloured(maps: torch.Tensor) -> torch.Tensor:
 
 def _without(values: dict, name: str) -> dict:
     return {key: value for key, value in values.items() if key != name}
-
-
-def _jittered(box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    sides = np.array([box[2] - box[0], box[3] - box[1]] * 2, np.float32)
-    return box + sides * rng.uniform(-BOX_JITTER, BOX_JITTER, 4).astype(np.float32)
-
-
-def _mirrored_box(box: np.ndarray, width: int) -> np.ndarray:
-    return np.array([width - 1 - box[2], box[1], width - 1 - box[0], box[3]], np.float32)

@@ -8,69 +8,63 @@ import torch
 from diffbody_ref.models.pose import detect_people, estimate_pose
 from diffbody_ref.ops.drawing import draw_pose
 from diffbody_ref.ops.images import resize
-from diffbody_ref.ops.keypoints import FACE, FLIP
+from diffbody_ref.ops.keypoints import FACE, LEFT_HAND, RIGHT_HAND
 from diffbody_ref.ops.pose import crop_affine, letterbox
+from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.pose_losses import detector_loss, simcc_loss
-from diffbody_ref.training.stages.base import Stage, channels_first, degraded_pair, grid
+from diffbody_ref.training.stages.base import Stage, channels_first, grid
+from diffbody_ref.training.views import View, jittered, random_view
 
-DEGRADED_SHARE = 0.3  # the networks meet regression results, which are softer than clean pictures
 BOX_JITTER = 0.1  # of the box's sides
-BODY_WEIGHT = 4.0  # of body and feet, 23 of 133 points, which else would learn after the face's 68
+# The face's 68 of 133 points are the easiest to find, and the arms, legs and feet of 18 steer the most.
+BODY_WEIGHT, FACE_WEIGHT, HAND_WEIGHT = 4.0, 0.5, 2.0
 MAX_BESIDE = 2  # people in a detector's training picture
 
 
 class PoseStage(Stage):
-    """Trains `pose_detector` on canvases of one or two pictures and `pose` on jittered crops."""
+    """Trains `pose_detector` on canvases of one or two pictures and `pose` on jittered crops, or `pose` alone."""
 
-    trained = ("pose_detector", "pose")
+    trained: tuple[str, ...] = ("pose_detector", "pose")
     needs = ("keypoints", "box")
 
+    def __init__(self, config: TrainConfig) -> None:
+        if config.tuning == "keypoints":
+            self.trained, self.frozen = ("pose",), ("pose_detector",)
+        super().__init__(config)
+
     def compiled(self) -> list[torch.nn.Module]:
-        return [self.pose_detector.backbone, self.pose_detector.head, self.pose]
+        detector = [self.pose_detector.backbone, self.pose_detector.head] if "pose_detector" in self.trained else []
+        return [*detector, self.pose]
 
     def item(self, index: int, serial: int) -> dict[str, np.ndarray]:
         rng = self.random(serial)
-        picture, keypoints, box = self._view(index, rng)
-        sides = np.array([box[2] - box[0], box[3] - box[1]] * 2, np.float32)
-        jittered = box + sides * rng.uniform(-BOX_JITTER, BOX_JITTER, 4).astype(np.float32)
+        view = random_view(self.people[index], rng, self.config)
+        keypoints = view.keypoints
+        assert keypoints is not None  # see needs
         config = self.pose.settings
-        crop, inverse = crop_affine(picture, jittered, config.height, config.width)
-        square, boxes = self._canvas(picture, box, rng)
+        crop, inverse = crop_affine(view.picture, jittered(view.box, BOX_JITTER, rng), config.height, config.width)
         # Hidden joints are learnt as well: a restored limb needs its place even where the picture hides it.
-        weights = (keypoints[:, 2] > 0).astype(np.float32)
-        weights[: FACE.start] *= BODY_WEIGHT
-        return {
+        weights = (keypoints[:, 2] > 0) * np.float32(BODY_WEIGHT)
+        weights[FACE] *= FACE_WEIGHT / BODY_WEIGHT
+        weights[LEFT_HAND.start : RIGHT_HAND.stop] *= HAND_WEIGHT / BODY_WEIGHT
+        item = {
             "crop": crop,
             "keypoints": ((keypoints[:, :2] - inverse[:, 2]) / inverse[0, 0]).astype(np.float32),
             "weights": weights,
-            "square": square,
-            "boxes": boxes,
         }
+        if "pose_detector" in self.trained:
+            item["square"], item["boxes"] = self._canvas(view, rng)
+        return item
 
-    def _view(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Picture float32 [0, 1], keypoints and box, possibly mirrored, possibly degraded."""
-        person = self.people[index]
-        picture, keypoints, box = person.picture, person.keypoints, person.box
-        assert keypoints is not None  # see needs
-        assert box is not None
-        if rng.random() < 0.5:
-            last = picture.shape[1] - 1
-            picture, keypoints = np.ascontiguousarray(picture[:, ::-1]), keypoints[np.asarray(FLIP)].copy()
-            keypoints[:, 0] = last - keypoints[:, 0]
-            box = np.array([last - box[2], box[1], last - box[0], box[3]], np.float32)
-        if rng.random() < DEGRADED_SHARE:
-            return degraded_pair(picture, rng, self.config)[1], keypoints, box
-        return picture.astype(np.float32) / 255.0, keypoints, box
-
-    def _canvas(self, picture: np.ndarray, box: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _canvas(self, view: View, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A detector input (3, S, S) of this picture, alone or beside another; boxes (MAX_BESIDE, 4), NaN for none."""
-        size = self.pose_detector.settings.size
+        size, picture = self.pose_detector.settings.size, view.picture
         boxes = np.full((MAX_BESIDE, 4), np.nan, np.float32)
-        boxes[0] = box
+        boxes[0] = view.box
         if rng.random() < 0.5:
-            other, _, other_box = self._view(int(rng.integers(len(self.people))), rng)
-            boxes[1] = other_box + np.array([picture.shape[1], 0] * 2, np.float32)
-            picture = np.concatenate([picture, other], axis=1)
+            other = random_view(self.people[int(rng.integers(len(self.people)))], rng, self.config)
+            boxes[1] = other.box + np.array([picture.shape[1], 0] * 2, np.float32)
+            picture = np.concatenate([picture, other.picture], axis=1)
         scale = rng.uniform(0.5, 1.0)
         height, width = (max(16, round(side * scale)) for side in picture.shape[:2])
         small = resize(picture, height, width, method="bilinear")
@@ -81,10 +75,12 @@ class PoseStage(Stage):
         return square, ((boxes * scale + np.array([left, top] * 2)) * ratio).astype(np.float32)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        logits = self.pose_detector.logits(batch["square"]).float()
-        detection = detector_loss(logits, batch["boxes"], self.pose_detector.settings.size)["loss"]
         simcc_x, simcc_y = self.pose(batch["crop"])
         keypoints = simcc_loss(simcc_x.float(), simcc_y.float(), batch["keypoints"], batch["weights"])
+        if "square" not in batch:
+            return {"loss": keypoints}
+        logits = self.pose_detector.logits(batch["square"]).float()
+        detection = detector_loss(logits, batch["boxes"], self.pose_detector.settings.size)["loss"]
         return {"loss": detection + keypoints, "detection": detection, "keypoints": keypoints}
 
     def preview(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
