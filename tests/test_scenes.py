@@ -174,9 +174,9 @@ def test_what_stands_before_a_person_hides_their_keypoints(standing: Actor) -> N
     assert (alone[knees] == 2).all()
     assert (legs_hidden[knees] == 1).all()
     np.testing.assert_array_equal(alone[:7], legs_hidden[:7])  # the head and shoulders are above it
-    wall = solids.box((3, 0.1, 3), (0, -1.0, 0), _grey())
-    assert (seen([far, wall]) == 1).all()
-    kept = unobstructed([far, wall, low], standing, camera, 128, 64)
+    walls = [solids.box((3, 0.02, 3), (0, -1.0 - 0.05 * i, 0), _grey()) for i in range(8)]
+    assert (seen([far, walls[0]]) == 1).all()
+    kept = unobstructed([far, *walls, low], standing, camera, 128, 64)
     assert [s.vertices.tolist() for s in kept] == [far.vertices.tolist()]
 
 

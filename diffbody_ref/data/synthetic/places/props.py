@@ -136,7 +136,7 @@ def unobstructed(solids: list[Solid], person: Actor, camera: Camera, height: int
     rays = np.concatenate([points / depth[:, None], view])
     reach = np.concatenate([depth - 0.1, np.full(len(view), 0.45 * np.median(depth))])
     numbers = np.repeat(np.arange(len(solids)), [len(s.faces) for s in solids])
-    for _ in range(4):  # what stood behind another shows once that is gone
+    while solids:  # what stood behind another shows once that is gone
         face, hit, _ = scene_of(solids).trace(camera.position, rays)
         bad = np.unique(numbers[face[(face >= 0) & (hit < reach)]])
         if not len(bad):
