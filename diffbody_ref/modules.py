@@ -113,8 +113,9 @@ class Parts(nn.Module):
         self.parts = parts
 
     def forward(self, person: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        output = self.parts(_for(self.parts, person))
-        attention = attention_map(output, *person.shape[-2:])
+        images = _for(self.parts, person)
+        output = self.parts(images)
+        attention = attention_map(self.parts.attention_masks(images, output), *person.shape[-2:])
         return attention.float(), output.embeddings.float(), output.visibility.float()
 
 

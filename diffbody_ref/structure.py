@@ -50,7 +50,8 @@ def structure_maps(
     attention = picture.new_zeros(1, len(parts.part_names) + 1, height, width)
     crops = [person_crop(box, height, width) for box in boxes]
     for x0, y0, x1, y1 in crops:
-        maps = attention_map(parts(picture[..., y0:y1, x0:x1]), y1 - y0, x1 - x0)
+        person = picture[..., y0:y1, x0:x1]
+        maps = attention_map(parts.attention_masks(person, parts(person)), y1 - y0, x1 - x0)
         window = attention[..., y0:y1, x0:x1]
         window.copy_(torch.maximum(window, maps.to(window)))
     return Structure(boxes, keypoints, crops, drawing.to(picture), attention)
@@ -75,15 +76,16 @@ def batch_structure_maps(
     keypoints = _batch_keypoints(estimator, pixels, boxes)
     attention = pictures.new_zeros(len(pictures), len(parts.part_names) + 1, height, width)
     if crops:
-        people = [
-            resize(pictures[i : i + 1, :, y0:y1, x0:x1], *parts.input_size)
-            for i, (x0, y0, x1, y1) in zip(owners, crops, strict=True)
-        ]
-        output = parts(torch.cat(people))
-        maps = torch.cat([output.masks[:, 1:], output.foreground_map], dim=1)
-        for i, (x0, y0, x1, y1), person in zip(owners, crops, maps, strict=True):
+        people = torch.cat(
+            [
+                resize(pictures[i : i + 1, :, y0:y1, x0:x1], *parts.input_size)
+                for i, (x0, y0, x1, y1) in zip(owners, crops, strict=True)
+            ]
+        )
+        masks = parts.attention_masks(people, parts(people))
+        for i, (x0, y0, x1, y1), person in zip(owners, crops, masks, strict=True):
             window = attention[i : i + 1, :, y0:y1, x0:x1]
-            window.copy_(torch.maximum(window, resize(person[None], y1 - y0, x1 - x0).to(window)))
+            window.copy_(torch.maximum(window, attention_map(person[None], y1 - y0, x1 - x0).to(window)))
     return [
         Structure(
             boxes=boxes[i],

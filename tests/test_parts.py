@@ -105,10 +105,24 @@ def test_output_shapes_and_ranges(config: PartNetConfig) -> None:
     torch.testing.assert_close(output.masks.sum(dim=1), torch.ones_like(output.masks[:, 0]))
     assert torch.equal(output.foreground_map[:, 0], output.masks[:, 1:].max(dim=1).values)
     assert set(output.visibility.unique().tolist()) <= {0.0, 1.0}
-    attention = attention_map(output, 30, 20)
+    attention = attention_map(output.masks, 30, 20)
     assert attention.shape == (2, parts + 1, 30, 20)
     assert attention.min() >= 0
     assert attention.max() <= 1
+
+
+def test_mirror_averaged_attention_does_not_care_for_the_orientation() -> None:
+    torch.manual_seed(0)
+    net = PartNet(dataclasses.replace(TINY, part_set="eight", mirror_average=True)).eval()
+    images = torch.rand(2, 3, 64, 32)
+    plain, turned = net(images), net(images.flip(-1))
+    masks, mirrored = net.attention_masks(images, plain), net.attention_masks(images.flip(-1), turned)
+    # head, left and right arm, torso, left and right leg, left and right foot, after the background
+    swapped = [0, 1, 3, 2, 4, 6, 5, 8, 7]
+    torch.testing.assert_close(mirrored, masks[:, swapped].flip(-1))
+    torch.testing.assert_close(masks[:, 2], (plain.masks[:, 2] + turned.masks[:, 3].flip(-1)) / 2)
+    net.settings = dataclasses.replace(net.settings, mirror_average=False)
+    assert torch.equal(net.attention_masks(images, plain), plain.masks)
 
 
 def test_part_embedding_is_the_mask_weighted_mean_of_features(net: PartNet) -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffbody_ref.models.base import ConfiguredModel
-from diffbody_ref.ops.parts import part_names
+from diffbody_ref.ops.parts import mirrored_parts, part_names
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -38,6 +38,8 @@ class PartNetConfig:
         branch_modules: exchange modules in HRNet's stages of two, three and four branches.
         branch_blocks: residual blocks of each branch in each of those modules.
         head_planes: each HRNet branch ends with 4 times as many channels; all are concatenated.
+        mirror_average: attention maps are the mean of those of the picture and of its mirror image, which are a little
+            nearer to the truth; embeddings, and with them body guidance, are those of the picture alone.
     """
 
     backbone: str = "hrnet"
@@ -51,6 +53,7 @@ class PartNetConfig:
     branch_modules: tuple[int, ...] = (1, 4, 3)
     branch_blocks: int = 4
     head_planes: tuple[int, ...] = (32, 64, 128, 256)
+    mirror_average: bool = False
 
     def __post_init__(self) -> None:
         if self.backbone not in ("hrnet", "resnet50"):
@@ -80,6 +83,7 @@ NANO = PartNetConfig(
     branch_modules=(1, 1, 1),
     branch_blocks=1,
     head_planes=(8, 12, 16, 24),
+    mirror_average=True,
 )
 
 
@@ -175,6 +179,17 @@ class PartNet(ConfiguredModel):
             visibility=_visibility(masks),
         )
 
+    def attention_masks(self, images: Tensor, output: PartOutput) -> Tensor:
+        """The masks that attention maps are made of, (B, K+1, h, w): see `PartNetConfig.mirror_average`.
+
+        Args:
+            images: (B, 3, H, W), RGB in [0, 1]. output: of them.
+        """
+        if not self.settings.mirror_average:
+            return output.masks
+        order = [0, *(1 + part for part in mirrored_parts(self.settings.part_set))]
+        return (output.masks + self(images.flip(-1)).masks[:, order].flip(-1)) / 2
+
 
 @torch.no_grad()
 def _visibility(masks: Tensor) -> Tensor:
@@ -183,13 +198,17 @@ def _visibility(masks: Tensor) -> Tensor:
     return (winner == parts).to(masks.dtype).amax(dim=(2, 3))
 
 
-def attention_map(output: PartOutput, height: int, width: int) -> Tensor:
-    """The attention map A of eq. 3: K part maps, then their foreground map, resized.
+def attention_map(masks: Tensor, height: int, width: int) -> Tensor:
+    """The attention map A of eq. 3: K part maps, then their foreground map (their maximum), resized.
+
+    Args:
+        masks: (B, K+1, h, w), of `PartNet.attention_masks`, background first.
 
     Returns:
         (B, K+1, height, width) in [0, 1].
     """
-    return resize(torch.cat([output.masks[:, 1:], output.foreground_map], dim=1), height, width)
+    parts = masks[:, 1:]
+    return resize(torch.cat([parts, parts.amax(dim=1, keepdim=True)], dim=1), height, width)
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:

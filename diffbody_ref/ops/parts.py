@@ -15,6 +15,18 @@ PART_SETS: dict[str, tuple[str, ...]] = {
 """Part names by part set, in the order of a part network's maps (its background map comes before them)."""
 
 
+def mirrored_parts(part_set: str) -> tuple[int, ...]:
+    """Number of the part that each part of a person's mirror image is: left and right change places.
+
+    Raises:
+        ValueError: unknown part set.
+    """
+    names = part_names(part_set)
+    sides = {"left": "right", "right": "left"}
+    partners = ["_".join(sides.get(word, word) for word in name.split("_")) for name in names]
+    return tuple(names.index(partner) for partner in partners)
+
+
 def part_names(part_set: str) -> tuple[str, ...]:
     """The K part names of a part set.
 

@@ -66,7 +66,7 @@ class PartsStage(Stage):
         """Columns: picture, true parts, predicted parts (as colours)."""
         self.eval()
         picture, labels = batch["picture"][:16], batch["labels"][:16]
-        maps = attention_map(self.parts(picture), *picture.shape[-2:])[:, :-1]
+        maps = attention_map(self.parts(picture).masks, *picture.shape[-2:])[:, :-1]
         self.train()
         truth = torch.nn.functional.one_hot(labels, maps.shape[1] + 1)[..., 1:].permute(0, 3, 1, 2).float()
         return grid([picture, _coloured(truth), _coloured(maps)], count=16)
