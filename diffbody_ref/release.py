@@ -32,7 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "tile_size": 512,
         "guidance_scale": 1.0,
         "body_guidance_scale": 100.0,
-        "strength": 0.3,
+        "strength": 0.25,
     },
 }
 
