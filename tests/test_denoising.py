@@ -31,8 +31,9 @@ def random_target(rng: np.random.Generator, parts: int, windows: list[tuple[floa
     return Target(embeddings, np.ones((len(windows), parts), np.float32), np.array(windows, np.float32))
 
 
-# Random embeddings are many times further away than a picture's own. At nano's 100 the steps are so long that the rounding
-# of one ReLU at its kink (1e-2 of a gradient in float32) grows to 0.2; at 2 guidance still moves latents by 0.01 to 0.03.
+# Random embeddings are many times further away than a picture's own. At nano's 100 the steps are so long that the
+# rounding of one ReLU at its kink (1e-2 of a gradient in float32) grows to 0.2; at 2 guidance still moves latents by
+# 0.01 to 0.03.
 GUIDANCE = {"body_guidance_scale": 2.0}
 
 
