@@ -13,6 +13,7 @@ from diffbody.options import (
     Device,
     Guidance,
     Model,
+    Residual,
     Sampler,
     Steps,
     Strength,
@@ -61,6 +62,7 @@ def evaluate(
     strength: Strength = None,
     sampler: Sampler = "ddpm",
     colour_fix: Colour = "wavelet",
+    use_residual: Residual = None,
     captions: Annotated[bool, typer.Option(help="Use each picture's caption as its prompt.")] = True,
     batch_size: Annotated[int, typer.Option(help="Pictures at once.")] = 1,
     grid_rows: Annotated[int, typer.Option(help="Pictures that grid.png shows.")] = 8,
@@ -89,6 +91,7 @@ def evaluate(
         strength=strength,
         sampler=sampler,
         colour_fix=colour_fix,
+        use_residual=use_residual,
     )
     check_options(settings, seed, device)
     folder = model_folder(model)

@@ -32,6 +32,14 @@ Strength = Annotated[
 ]
 Sampler = Annotated[str, typer.Option(help="`ddpm` (the paper's), `ddim` or `dpm++`.")]
 Colour = Annotated[str, typer.Option(help="Colours after the regression result: `wavelet`, `adain` or `none`.")]
+Residual = Annotated[
+    bool | None,
+    typer.Option(
+        "--residual/--no-residual",
+        help="Keep what the autoencoder loses of the regression result. Default: the model's.",
+        show_default=False,
+    ),
+]
 Device = Annotated[str, typer.Option(help="`auto` (a CUDA GPU if there is one), `cpu` or `cuda`.")]
 Precision = Annotated[str, typer.Option(help="What a bundle's graphs calculate in: `float32`, `float16`, `bfloat16`.")]
 ServedBundle = Annotated[

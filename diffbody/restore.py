@@ -14,6 +14,7 @@ from diffbody.options import (
     Device,
     Guidance,
     Precision,
+    Residual,
     Sampler,
     Steps,
     Strength,
@@ -79,6 +80,7 @@ def restore(
     strength: Strength = None,
     sampler: Sampler = "ddpm",
     colour_fix: Colour = "wavelet",
+    use_residual: Residual = None,
     upscale: Annotated[
         float | None,
         typer.Option(
@@ -138,6 +140,7 @@ def restore(
         strength=strength,
         sampler=sampler,
         colour_fix=colour_fix,
+        use_residual=use_residual,
         upscale=upscale,
         tile_size=tile_size,
     )

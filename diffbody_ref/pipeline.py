@@ -44,7 +44,15 @@ from diffbody_ref.sampling import (
 from diffbody_ref.structure import Structure, empty_structure, structure_maps
 from diffbody_ref.tiled import apply_tiled
 
-PRESET_SETTINGS = ("base_height", "base_width", "tile_size", "guidance_scale", "body_guidance_scale", "strength")
+PRESET_SETTINGS = (
+    "base_height",
+    "base_width",
+    "tile_size",
+    "guidance_scale",
+    "body_guidance_scale",
+    "strength",
+    "use_residual",
+)
 OVERLAP = 0.125  # of a tile's side, shared by neighbours
 
 
@@ -69,7 +77,7 @@ class DiffBodyPipeline(DiffusionPipeline):
             `diffbody_ref.components`. The scheduler documents the noise schedule in the saved folder.
         base_height, base_width: pictures of less area are scaled up to this area.
         tile_size: side in pixels above which every stage works in tiles.
-        guidance_scale, body_guidance_scale, strength: what `None` means in a call.
+        guidance_scale, body_guidance_scale, strength, use_residual: what `None` means in a call.
     """
 
     model_cpu_offload_seq = "swinir->pose_detector->pose->parts->text_encoder->vae->control->unet->vae"
@@ -93,6 +101,7 @@ class DiffBodyPipeline(DiffusionPipeline):
         guidance_scale: float = 4.0,
         body_guidance_scale: float = 0.1,
         strength: float = 1.0,
+        use_residual: bool = False,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -114,6 +123,7 @@ class DiffBodyPipeline(DiffusionPipeline):
             guidance_scale=guidance_scale,
             body_guidance_scale=body_guidance_scale,
             strength=strength,
+            use_residual=use_residual,
         )
         for component in self.components.values():
             if isinstance(component, torch.nn.Module):
@@ -176,7 +186,7 @@ class DiffBodyPipeline(DiffusionPipeline):
             output_type: "pil" (RGBA where the input had alpha), "np" (float32 (H, W, 3)) or "pt" ((3, H, W)).
             return_intermediates: also return what the stages found.
             **options: fields of `RestoreOptions`: num_inference_steps, guidance_scale, body_guidance_scale, strength,
-                sampler, colour_fix, upscale, use_{structure,pose,attention}, tile_size,
+                sampler, colour_fix, use_residual, upscale, use_{structure,pose,attention}, tile_size,
                 body_guidance_{start,stop,every}.
 
         Raises:
@@ -314,12 +324,12 @@ class DiffBodyPipeline(DiffusionPipeline):
         self, job: _Job, z0: Tensor, curve: list[tuple[int, float]], settings: RestoreOptions
     ) -> tuple[np.ndarray, Intermediates]:
         """Step 6: decode, correct the colours against r, bring to the asked size."""
-        decoded = self._tiled(
-            lambda z: decode(self.vae, z), z0.to(self.vae.dtype), settings, (self.factor, 1), self.factor
-        )
+        decoded = self._decode(z0, settings)
+        if settings.use_residual:
+            decoded = decoded + (job.regression - self._decode(job.z_r, settings))
         height, width = job.size
         regression = crop(to_pixels(job.regression), height, width)
-        pixels = match_colour(crop(to_pixels(decoded / 2 + 0.5), height, width), regression, settings.colour_fix)
+        pixels = match_colour(crop(to_pixels(decoded), height, width), regression, settings.colour_fix)
         if settings.upscale is not None:
             asked_height, asked_width = (
                 max(1, round(side * settings.upscale)) for side in job.picture.pixels.shape[:2]
@@ -334,6 +344,12 @@ class DiffBodyPipeline(DiffusionPipeline):
             loss_curve=curve,
         )
         return np.clip(pixels, 0.0, 1.0).astype(np.float32), found
+
+    def _decode(self, latents: Tensor, settings: RestoreOptions) -> Tensor:
+        """D(z): (1, 3, H, W) float32, about [0, 1], tiled on large latents."""
+        network = lambda z: decode(self.vae, z)  # noqa: E731
+        decoded = self._tiled(network, latents.to(self.vae.dtype), settings, (self.factor, 1), self.factor)
+        return decoded.float() / 2 + 0.5
 
     @property
     def factor(self) -> int:

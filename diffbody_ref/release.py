@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "guidance_scale": 1.0,
         "body_guidance_scale": 100.0,
         "strength": 0.25,
+        "use_residual": True,
     },
 }
 
@@ -63,6 +65,8 @@ def release(components: Path, out: Path, preset: str, runs: Path | None = None) 
     fresh = out.with_name(f".{out.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     DiffBodyPipeline(**parts, **SETTINGS[preset]).save_pretrained(fresh)
+    for config in fresh.glob("*/config.json"):
+        _forget_origin(config)
     # The vocabulary's two source files are a third of the size of the one file that transformers writes.
     shutil.rmtree(fresh / "tokenizer")
     shutil.copytree(TOKENIZER_FOLDER, fresh / "tokenizer")
@@ -72,3 +76,10 @@ def release(components: Path, out: Path, preset: str, runs: Path | None = None) 
         shutil.copy2(out / MODEL_CARD, fresh / MODEL_CARD)
     replace_folder(fresh, out)
     return out
+
+
+def _forget_origin(config: Path) -> None:
+    """Drop the folder of the trainer's machine that diffusers writes into a component's configuration."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values.pop("_name_or_path", None)
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

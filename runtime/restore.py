@@ -126,7 +126,7 @@ class Restorer:
             (step,) = advance([sampling], self.infer, self.manifest)
             if callback is not None:
                 callback(step)
-        decoded = self.decode(sampling.trajectory.latents, settings)
+        decoded = self.reconstruct(sampling.trajectory.latents, z_r, regression, settings)
         pixels = self.finish(decoded, regression, sizes, settings)
         found = Intermediates(
             regression=crop(_pixels(regression), sizes.height, sizes.width),
@@ -227,8 +227,17 @@ class Restorer:
         )
 
     def decode(self, latents: np.ndarray, settings: RestoreOptions) -> np.ndarray:
-        """D(z_0)."""
+        """D(z)."""
         return self._tiled("vae_decoder", "latents", latents, settings, (self.geometry.factor, 1), self.geometry.factor)
+
+    def reconstruct(
+        self, latents: np.ndarray, z_r: np.ndarray, regression: np.ndarray, settings: RestoreOptions
+    ) -> np.ndarray:
+        """D(z_0), to which the settings may add the residual, r − D(z_r): what the autoencoder loses of r."""
+        decoded = self.decode(latents, settings)
+        if settings.use_residual:
+            decoded = decoded + (regression - self.decode(z_r, settings))
+        return decoded
 
     def finish(self, decoded: np.ndarray, regression: np.ndarray, sizes: Sizes, settings: RestoreOptions) -> np.ndarray:
         """The colours corrected after r, at the asked size: float32 (H, W, 3) in [0, 1]."""

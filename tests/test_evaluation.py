@@ -289,6 +289,8 @@ def test_evaluate_a_pipeline(people: Subjects, tmp_path: Path) -> None:
     assert report.settings["options"]["body_guidance_scale"] == 0.5
     assert report.settings["options"]["guidance_scale"] == 2.0
     assert report.counts["with_notices"] == 0
+    assert "without-residual" in (tmp_path / "report.md").read_text()  # left out, and said so: it would be diffbody
+    assert "without-residual" not in report.methods
     for index in {row.index for row in report.rows}:
         values = {row.method: row.values for row in report.rows if row.index == index}
         assert values["without-sampler"] == values["bicubic"]  # the fake without guidance changes nothing
@@ -316,12 +318,13 @@ def test_guidance_must_be_on(people: Subjects, tmp_path: Path) -> None:
         ("without-attention", "a woman", {"use_attention": False}),
         ("without-structure", "a woman", {"use_pose": False, "use_attention": False}),
         ("without-prompt", "", {}),
+        ("without-residual", "a woman", {"use_residual": False}),
         ("without-sampler", "a woman", {"body_guidance_scale": 0.0}),
     ],
 )
 def test_ablations_change_what_they_say(name: str, prompt: str, changed: dict[str, Any]) -> None:
     pipeline: Any = FakePipeline()
-    options = pipeline.options(guidance_scale=4.0, num_inference_steps=7)
+    options = pipeline.options(guidance_scale=4.0, num_inference_steps=7, use_residual=True)
     picture = scene(0)
     METHODS[name].build(Context(pipeline, options))([Degraded(picture, picture, "a woman", 3)])
     expected = {**dataclasses.asdict(options), **changed, "prompt": [prompt], "seed": [3], "output_type": "np"}

@@ -163,6 +163,7 @@ def test_suppression_in_the_graph_is_greedy_suppression(pipe: DiffBodyPipeline) 
         ("astronaut", {"sampler": "ddim", "body_guidance_scale": 0.0, "colour_fix": "adain", "tile_size": 128}),
         ("synthetic_1", {"use_attention": False, "guidance_scale": 1.0}),
         ("astronaut", {"prompt": "a woman in an orange suit", "body_guidance_every": 2, "use_pose": False}),
+        ("synthetic_1", {"use_residual": False}),
     ],
 )
 def test_a_bundle_restores_as_the_pipeline(

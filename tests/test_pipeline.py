@@ -147,6 +147,19 @@ def test_without_pose_or_attention_the_rest_goes_on(pipe: DiffBodyPipeline, one_
     np.testing.assert_array_equal(unguided, nobody)
 
 
+@pytest.mark.parametrize("tile_size", [None, 128], ids=["whole", "tiled"])
+def test_with_the_residual_a_sampler_that_changes_nothing_gives_r_back(
+    pipe: DiffBodyPipeline, monkeypatch: pytest.MonkeyPatch, tile_size: int | None
+) -> None:
+    """D(z_r) + r − D(z_r) is r up to float32 rounding, whatever the autoencoder loses; random weights lose most."""
+    monkeypatch.setattr(pipe, "_sample", lambda jobs, *_: (torch.cat([job.z_r for job in jobs]), [[] for _ in jobs]))
+    call = {**FAST, "tile_size": tile_size, "colour_fix": "none", "return_intermediates": True}
+    kept, lost = (pipe(noise_picture(150, 61), **call, use_residual=use) for use in (True, False))
+    regression = kept.intermediates[0].regression
+    np.testing.assert_allclose(kept.images[0], regression, atol=1e-5)
+    assert np.abs(lost.images[0] - regression).mean() > 0.01
+
+
 def test_nobody_found_is_said_and_harmless(pipe: DiffBodyPipeline) -> None:
     out = pipe(noise_picture(64, 32), **FAST, body_guidance_scale=5.0, return_intermediates=True)
     assert out.notices == [[NO_PERSON]]

@@ -44,6 +44,7 @@ def test_a_release_is_small_and_restores(trained: Path, tmp_path: Path) -> None:
     assert (out / "README.md").read_text() == "card"
     assert not (out / "stale.bin").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "runs"]
+    assert not any(str(trained) in path.read_text() for path in out.rglob("*.json"))  # where it was trained
     weights = list(out.rglob("*.safetensors"))
     floating = [t.dtype for path in weights for t in load_file(path).values() if t.is_floating_point()]
     assert set(floating) == {torch.float16}

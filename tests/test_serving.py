@@ -113,7 +113,13 @@ def wait_until(condition: Any, seconds: float = 20.0) -> None:
             "tile_size": 128,
             "output_format": "webp",
         },
-        {"num_inference_steps": 2, "body_guidance_scale": 0.0, "use_structure": False, "output_format": "jpg"},
+        {
+            "num_inference_steps": 2,
+            "body_guidance_scale": 0.0,
+            "use_structure": False,
+            "use_residual": False,
+            "output_format": "jpg",
+        },
     ],
     ids=["defaults", "dpm++", "everything", "DiffBIR"],
 )

@@ -174,8 +174,9 @@ def test_the_gpu_profile_is_wired_as_the_cpu_one(planned: Path, tmp_path: Path) 
         Server(ServerConfig(repository, **ports)) as server,  # type: ignore[arg-type]
         Client(ClientConfig((server.grpc_url,))) as client,
     ):
-        for tile_size in (None, 128):  # passed on as it is; and in tiles
-            answer = client.restore(PERSON, **call, tile_size=tile_size)
-            wanted = restorer.restore(read_image(PERSON), **call, tile_size=tile_size).pixels  # type: ignore[arg-type]
+        # Passed on as it is; with the residual; in tiles.
+        for case in ({"use_residual": False}, {"use_residual": True}, {"tile_size": 128}):
+            answer = client.restore(PERSON, **call, **case)
+            wanted = restorer.restore(read_image(PERSON), **call, **case).pixels  # type: ignore[arg-type]
             assert answer.image == encode_image(wanted)
     assert np.isfinite(wanted).all()

@@ -184,7 +184,10 @@ def _diffusion(name: str, about: str, needs_captions: bool = False, prompted: bo
     """Register the pipeline with some options other than those asked for."""
 
     def build(context: Context) -> Restore:
-        options = {**dataclasses.asdict(context.options), **changed}
+        asked = dataclasses.asdict(context.options)
+        options = {**asked, **changed}
+        if changed and prompted and options == asked:
+            raise UnavailableError("with these options it is what diffbody is")
 
         def restore(batch: list[Degraded]) -> list[Restored]:
             # The pipeline would bring a small picture to its base size itself, by the same filter; the original's size
@@ -212,4 +215,5 @@ _diffusion("without-pose", "an empty pose map", use_pose=False)
 _diffusion("without-attention", "empty attention maps", use_attention=False)
 _diffusion("without-structure", "neither pose nor attention", use_pose=False, use_attention=False)
 _diffusion("without-prompt", "an empty prompt", needs_captions=True, prompted=False)
+_diffusion("without-residual", "D(z_0) as it is, without what the autoencoder loses", use_residual=False)
 _diffusion("without-sampler", "the sampler without body-part guidance", body_guidance_scale=0.0)

@@ -25,6 +25,7 @@ from diffbody_ref.evaluation.structure import StructureProbe
 from diffbody_ref.evaluation.subjects import Subject, Subjects
 from diffbody_ref.evaluation.suites import FULL, SUITES
 from diffbody_ref.ops.images import write_image
+from diffbody_ref.ops.options import RestoreOptions
 
 if TYPE_CHECKING:
     from diffbody_ref.pipeline import DiffBodyPipeline
@@ -49,7 +50,8 @@ class EvaluateConfig:
         seed: picture i is degraded by a generator keyed by (seed, i) and restored with noise of the seed `seed + i`.
         count: pictures to measure, drawn at random by the seed; a larger count continues a smaller one. None: all.
         degradation: ranges of the degradations, one of `DEGRADATIONS`.
-        num_inference_steps, guidance_scale, body_guidance_scale, strength, sampler, colour_fix: see `RestoreOptions`.
+        num_inference_steps, guidance_scale, body_guidance_scale, strength, sampler, colour_fix, use_residual: see
+            `RestoreOptions`.
         use_captions: give the pipeline each picture's caption as its prompt.
         batch_size: pictures per call of a method.
         grid_rows: pictures shown in grid.png.
@@ -69,6 +71,7 @@ class EvaluateConfig:
     strength: float | None = None
     sampler: str = "ddpm"
     colour_fix: str = "wavelet"
+    use_residual: bool | None = None
     use_captions: bool = True
     batch_size: int = 1
     grid_rows: int = 8
@@ -94,8 +97,8 @@ class EvaluateConfig:
 
     def options(self) -> dict[str, Any]:
         """The fields that are `RestoreOptions`."""
-        names = ("num_inference_steps", "guidance_scale", "body_guidance_scale", "strength", "sampler", "colour_fix")
-        return {name: getattr(self, name) for name in names}
+        own = [field.name for field in dataclasses.fields(RestoreOptions) if hasattr(self, field.name)]
+        return {name: getattr(self, name) for name in own}
 
 
 def evaluate(

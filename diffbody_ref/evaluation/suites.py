@@ -32,8 +32,8 @@ _ABLATIONS = (*_STRUCTURE, "without-prompt", "without-sampler")
 SUITES: dict[str, Suite] = {
     "stages": Suite(
         "what each stage of the method adds",
-        ("input", "bicubic", "swinir", "without-sampler", FULL),
-        (("swinir", "bicubic"), (FULL, "swinir"), (FULL, "without-sampler")),
+        ("input", "bicubic", "swinir", "without-residual", "without-sampler", FULL),
+        (("swinir", "bicubic"), (FULL, "swinir"), (FULL, "without-residual"), (FULL, "without-sampler")),
     ),
     "paper": Suite(
         "table 1 and figures 7 to 9: other methods, and this one without its parts",

@@ -24,6 +24,8 @@ class RestoreOptions:
         strength: in (0, 1]; 1 starts from noise, less starts from the regression result noised that far.
         sampler: one of `SAMPLERS`.
         colour_fix: one of `COLOUR_METHODS`.
+        use_residual: the result is D(z_0) + r − D(z_r): what the autoencoder alone loses of r stays. False: D(z_0), as
+            in the paper.
         upscale: output size over input size; None gives the working size (the input's, or at least the base's area).
         use_structure: False looks for nobody: pose and attention are empty, nothing is guided (DiffBIR's method).
         use_pose, use_attention: False leaves that map empty; people are found and guided all the same (ablations).
@@ -42,6 +44,7 @@ class RestoreOptions:
     strength: float = 1.0
     sampler: str = "ddpm"
     colour_fix: str = "wavelet"
+    use_residual: bool = False
     upscale: float | None = None
     use_structure: bool = True
     use_pose: bool = True

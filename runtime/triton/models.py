@@ -112,35 +112,45 @@ class Model:
 
 
 class PictureModel(Model):
-    """A model that makes one picture, or its latents, of another: those that come together go through together."""
+    """A model that makes one picture, or its latents, of others: those that come together go through together.
 
-    source: str
+    Attributes:
+        sources: its inputs; of the first, the stage's plan makes the result, see `plan_does_all`.
+    """
+
+    sources: tuple[str, ...]
     result: str
 
-    def transform(self, batch: np.ndarray, options: RestoreOptions) -> np.ndarray:
-        """(B, C, H, W) to the same of other sizes."""
+    def transform(self, *batches: np.ndarray, options: RestoreOptions) -> np.ndarray:
+        """(B, C, H, W) of each source to the same of other sizes."""
         raise NotImplementedError
+
+    def plan_does_all(self, options: RestoreOptions) -> bool:
+        """Whether the stage's plan alone makes the result."""
+        return True
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Called by the server, with requests whose tensors have the same shapes."""
         begin = time.time()
         responses: dict[int, Any] = {}
-        together: dict[int | None, list[tuple[int, np.ndarray, Settings]]] = {}
+        together: dict[tuple[Any, ...], list[tuple[int, list[np.ndarray], Settings]]] = {}
         for place, request in enumerate(requests):
             try:
                 handles = {tensor.name(): tensor for tensor in request.inputs()}
                 settings = Settings.from_tensor(handles[SETTINGS].as_numpy())
                 settings.check_deadline()
-                if self.stages[0] in plans_of(self.parameters) and self._fits(handles[self.source], settings):
-                    responses[place] = self._pass_on(handles[self.source], begin)
+                if self.stages[0] in plans_of(self.parameters) and self._fits(handles[self.sources[0]], settings):
+                    responses[place] = self._pass_on(handles[self.sources[0]], begin)
                     continue
-                tensors = read_tensors(request)
-                together.setdefault(settings.options.tile_size, []).append((place, tensors[self.source], settings))
+                arrays = [to_numpy(handles[source]) for source in self.sources]
+                alike = settings.options.tile_size, settings.options.use_residual
+                together.setdefault(alike, []).append((place, arrays, settings))
             except Exception as error:
                 responses[place] = failure(error)
         for group in together.values():
             try:
-                made = self.transform(np.concatenate([array for _, array, _ in group]), group[0][2].options)
+                batches = [np.concatenate(rows) for rows in zip(*(arrays for _, arrays, _ in group), strict=True)]
+                made = self.transform(*batches, options=group[0][2].options)
                 for row, (place, _, _) in enumerate(group):
                     responses[place] = respond({self.result: made[row : row + 1]}, begin)
             except Exception as error:
@@ -148,10 +158,11 @@ class PictureModel(Model):
         return [responses[place] for place in range(len(requests))]
 
     def _fits(self, picture: Any, settings: Settings) -> bool:
-        """Whether the picture is a tile at most, so that the plan takes it as it is."""
+        """Whether the plan takes the picture, a tile at most, as it is, and makes the result of it."""
         assert settings.options.tile_size is not None  # the bundle's, see Restorer.options()
-        cell = 1 if self.source == "picture" else self.restorer.geometry.factor
-        return max(picture.shape()[2:]) * cell <= settings.options.tile_size
+        cell = 1 if self.sources[0] == "picture" else self.restorer.geometry.factor
+        fits = max(picture.shape()[2:]) * cell <= settings.options.tile_size
+        return fits and self.plan_does_all(settings.options)
 
     def _pass_on(self, picture: Any, begin: float) -> Any:
         """The plan's answer; the picture goes from model to model where it is, on the device."""

@@ -12,7 +12,7 @@ class TritonPythonModel(PictureModel):
     """y → r."""
 
     stages = ("restorer",)
-    source, result = "picture", "regression"
+    sources, result = ("picture",), "regression"
 
-    def transform(self, batch: np.ndarray, options: RestoreOptions) -> np.ndarray:
-        return self.restorer.regress(batch, options)
+    def transform(self, *batches: np.ndarray, options: RestoreOptions) -> np.ndarray:
+        return self.restorer.regress(*batches, options)

@@ -12,7 +12,7 @@ class TritonPythonModel(PictureModel):
     """r → z_r."""
 
     stages = ("vae_encoder",)
-    source, result = "picture", "latents"
+    sources, result = ("picture",), "latents"
 
-    def transform(self, batch: np.ndarray, options: RestoreOptions) -> np.ndarray:
-        return self.restorer.encode(batch, options)
+    def transform(self, *batches: np.ndarray, options: RestoreOptions) -> np.ndarray:
+        return self.restorer.encode(*batches, options)
