@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from diffbody_ref.data.degradations import NANO, DegradationConfig, degrade
@@ -16,6 +17,7 @@ from diffbody_ref.training.batches import OrderedBatches
 from diffbody_ref.training.config import TrainConfig, load_config
 from diffbody_ref.training.loop import learning_rate_at, train
 from diffbody_ref.training.muon import Muon, muon_groups, orthogonalised
+from diffbody_ref.training.stages import build_stage
 from diffbody_ref.training.stages.restoration import RestorationStage
 from tests.people import write_people
 
@@ -154,6 +156,32 @@ def test_every_stage_trains_and_the_pipeline_folder_fills(people: Path, tmp_path
     assert {"swinir", "vae", "pose", "pose_detector", "parts", "text_encoder", "unet", "control"} <= held
     control = weights(tmp_path / "pipeline", "control")
     assert control["controlnet_cond_embedding.weight"].abs().max() > 0  # zero at the start, so it learnt
+
+
+@pytest.mark.parametrize("name", ["swinir", "vae", "pose", "parts"])
+def test_a_step_stays_on_its_device_and_waits_for_nothing(name: str, people: Path, tmp_path: Path) -> None:
+    """On the device "meta" a tensor left on the CPU is refused, and so is a look at a value, which a GPU waits for."""
+    stage = build_stage(config_for(name, people, tmp_path, crop=0 if name in ("pose", "parts") else 32))
+    items = [stage.item(index, index) for index in range(2)]
+    stage.to("meta")
+    batch = {key: torch.from_numpy(np.stack([item[key] for item in items])).to("meta") for key in items[0]}
+    losses = stage(batch)
+    losses["loss"].backward()
+    assert {loss.device.type for loss in losses.values()} == {"meta"}
+    trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+    assert trained
+    assert all(parameter.grad is not None for parameter in trained)
+
+
+def test_a_label_that_the_network_has_no_part_for_is_named(tmp_path: Path) -> None:
+    folder = write_people(tmp_path / "data", identities=1, views=1)
+    path = folder / "parts" / "000000_0.png"
+    labels = np.asarray(Image.open(path)).copy()
+    labels[labels == 5] = 9
+    Image.fromarray(labels).save(path)
+    stage = build_stage(config_for("parts", folder, tmp_path))
+    with pytest.raises(ValueError, match=r"000000_0.*label 9 in its part map; the network knows 0 to 5"):
+        stage.item(0, 0)
 
 
 def test_processes_share_a_batch_without_overlap() -> None:

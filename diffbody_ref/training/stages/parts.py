@@ -40,6 +40,12 @@ class PartsStage(Stage):
         rng, person = self.random(serial), self.people[index]
         view = random_view(person, rng, self.config)
         assert view.parts is not None  # see needs
+        # Here and not of the batch, where a GPU would have to be waited for.
+        if (largest := int(view.parts.max())) > len(self.parts.part_names):
+            raise ValueError(
+                f"{self.people.entry(index).name}: label {largest} in its part map; the network knows 0 to "
+                f"{len(self.parts.part_names)}"
+            )
         x0, y0, x1, y1 = person_crop(jittered(view.box, BOX_JITTER, rng), *view.picture.shape[:2])
         pixels, labels = view.picture[y0:y1, x0:x1], view.parts[y0:y1, x0:x1]
         height, width = self.parts.input_size
