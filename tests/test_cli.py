@@ -8,9 +8,13 @@ import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import diffbody
+from diffbody_ref.ops.images import read_image
+from diffbody_ref.weights import NANO_FOLDER
+from runtime.bundle import Bundle
 
 SLOW = ("torch", "diffusers", "transformers", "scipy", "numpy", "PIL")
 
@@ -110,6 +114,17 @@ def test_a_bad_option_is_named(
 ) -> None:
     assert named in refused(capsys, "restore", photo, "--model", model, *options)
     assert list(photo.parent.iterdir()) == [photo]
+
+
+def test_the_residual_can_be_left_out(photo: Path, pixels: np.ndarray) -> None:
+    restorer = Bundle.open(NANO_FOLDER).restorer()
+    for flag, use in (("--residual", True), ("--no-residual", False)):
+        out = photo.with_name(f"{use}.png")
+        with pytest.raises(SystemExit, match="0"):
+            diffbody.main(["restore", str(photo), "-o", str(out), "--steps", "2", flag])
+        wanted = restorer.restore(pixels, num_inference_steps=2, use_residual=use).pixels
+        np.testing.assert_allclose(read_image(out).pixels, wanted, atol=0.51 / 255)
+    assert photo.with_name("True.png").read_bytes() != photo.with_name("False.png").read_bytes()
 
 
 def test_a_folder_that_is_no_model(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
