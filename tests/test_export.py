@@ -88,6 +88,17 @@ def test_a_graph_says_what_its_module_says(
         assert error <= stage.worst["float32"], output
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stage_stays_on_its_device(pipe: DiffBodyPipeline, name: str) -> None:
+    """On the device "meta" a tensor left on the CPU is refused, and so is a look at a value, which a GPU waits for."""
+    stage = stage_of(pipe, name)
+    feed = stage.example()
+    results = copy.deepcopy(stage.module).to("meta")(*(torch.tensor(feed[s.name], device="meta") for s in stage.inputs))
+    results = results if isinstance(results, tuple) else (results,)
+    found = [(result.device.type, tuple(result.shape)) for result in results]
+    assert found == [("meta", value.shape) for value in stage.reference(feed).values()]
+
+
 def test_the_guidance_stage_is_the_references_guidance(pipe: DiffBodyPipeline) -> None:
     """Interpolation matrices instead of slices, autograd in the module: eq. 6 of two pictures with three people."""
     generator = torch.Generator().manual_seed(0)
