@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diffbody_ref.models.parts import PartNet, resize
+from diffbody_ref.models.parts import PartNet
+from diffbody_ref.models.resizing import resize
 from diffbody_ref.ops.schedule import NUM_TRAIN_TIMESTEPS
 from diffbody_ref.sampling import predict_z0 as predict_z0
 

@@ -202,7 +202,7 @@ class Guidance(nn.Module):
 
 
 def cut_out(pictures: Tensor, windows: Tensor, owners: Tensor, height: int, width: int) -> Tensor:
-    """Each person's window of their picture, resized as `models.parts.resize` does: (P, 3, height, width).
+    """Each person's window of their picture, resized as `models.resizing.resize` does: (P, 3, height, width).
 
     Args:
         pictures: (B, 3, H, W). windows, owners: see `Guidance`.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from diffbody_ref.models.parts import PartNet, attention_map, resize
+from diffbody_ref.models.parts import PartNet, attention_map
 from diffbody_ref.models.pose import PersonDetector, PoseEstimator, detect_people, estimate_pose
+from diffbody_ref.models.resizing import resize
 from diffbody_ref.ops.drawing import draw_pose
 from diffbody_ref.ops.keypoints import COUNT
 from diffbody_ref.ops.pose import crop_people, decode_simcc, letterbox, person_crop, select_people

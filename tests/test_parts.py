@@ -14,18 +14,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from diffbody_ref.models.backbones import ExchangeModule, Repeat
 from diffbody_ref.models.parts import (
     NANO,
     SD21,
     SD21_RESNET50,
-    ExchangeModule,
     PartNet,
     PartNetConfig,
-    Repeat,
     attention_map,
-    resize,
-    upsample,
 )
+from diffbody_ref.models.resizing import resize, upsample
 from diffbody_ref.ops.parts import PART_LABELS, PART_SETS, part_names
 from diffbody_ref.training.parts_losses import (
     IdentityHead,

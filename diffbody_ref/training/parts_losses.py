@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffbody_ref.models.parts import PartNetConfig, PartOutput, resize
+from diffbody_ref.models.parts import PartNetConfig, PartOutput
+from diffbody_ref.models.resizing import resize
 from diffbody_ref.ops.parts import part_names
 
 
