@@ -14,7 +14,7 @@ help:
 	@echo "make test      lint, types and the fast tests"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     seconds a picture on every engine and at several settings: benchmarks/results/"
+	@echo "make bench     seconds a picture on PyTorch and ONNX Runtime and at several settings: benchmarks/results/"
 	@echo "make clean     remove .venv, out/ and caches"
 
 demo: $(VENV)/.onnx

@@ -34,7 +34,7 @@ def bench(
         Path, typer.Option("--out", "-o", help="Folder for engines-cpu.json, engines-cpu.png, stages-cpu.png.")
     ] = Path("benchmarks/results"),
 ) -> None:
-    """Time a restoration on every engine, side by side, and show where the time goes; `serve` times the server.
+    """Time a restoration on PyTorch and ONNX Runtime, side by side, and in its stages; `serve` times the server.
 
     Example:
 

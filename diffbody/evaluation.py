@@ -44,7 +44,10 @@ def evaluate(
     ] = "stages",
     method: Annotated[
         list[str] | None,
-        typer.Option(help="A method, instead of the suite's; give it again for several.", show_default=False),
+        typer.Option(
+            help="A method, instead of the suite's (docs/evaluation.md lists them); give it again for several.",
+            show_default=False,
+        ),
     ] = None,
     count: Annotated[
         int | None,

@@ -40,7 +40,9 @@ Residual = Annotated[
         show_default=False,
     ),
 ]
-Device = Annotated[str, typer.Option(help="`auto` (a CUDA GPU if there is one), `cpu` or `cuda`.")]
+Device = Annotated[
+    str, typer.Option(help="`auto` (a CUDA GPU if there is one and the engine can use it), `cpu` or `cuda`.")
+]
 Precision = Annotated[str, typer.Option(help="What a bundle's graphs calculate in: `float32`, `float16`, `bfloat16`.")]
 ServedBundle = Annotated[
     Path | None,

@@ -72,7 +72,9 @@ def restore(
     concurrency: Annotated[int, typer.Option(help="Pictures at a time, with --url.", min=1)] = 4,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for a picture, with --url.")] = 600.0,
     prompt: Annotated[str, typer.Option(help="What the picture shows, from head to toe; may stay empty.")] = "",
-    negative_prompt: Annotated[str, typer.Option(help="What the picture should not look like.")] = "",
+    negative_prompt: Annotated[
+        str, typer.Option(help="What the picture should not look like; needs a --guidance-scale other than 1.")
+    ] = "",
     steps: Steps = 50,
     guidance_scale: Guidance = None,
     body_guidance_scale: BodyGuidance = None,

@@ -2,7 +2,7 @@
 
 Tensors are float32 (whole numbers int64) at every door; inside, a network works in the precision of its weights.
 
-`MODULES` is the list of stages, in the order in which a picture meets them (DESIGN §3).
+`MODULES` is the list of stages, in the order in which a picture meets them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""DiffBodyPipeline: a degraded picture of people in, a restored one out (DESIGN §1, steps 1–6)."""
+"""DiffBodyPipeline: a degraded picture of people in, a restored one out."""
 
 from __future__ import annotations
 

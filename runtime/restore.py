@@ -69,7 +69,7 @@ class Parts:
 
 
 class Restorer:
-    """DESIGN §1, steps 1 to 6: `restore` does them one after the other, a server each in a model of its own.
+    """The method's steps 1 to 6: `restore` does them one after the other, a server each in a model of its own.
 
     Pictures between the steps are float32 (1, 3, H, W) of the padded working size, latents (1, C, h, w).
 

@@ -157,7 +157,7 @@ def test_pods_agree_with_the_server() -> None:
 def test_pods_end_only_when_nothing_is_in_flight() -> None:
     *_, script = container()["lifecycle"]["preStop"]["exec"]["command"]
     sleep, most = (int(number) for number in re.findall(r"(?:sleep|timeout) (\d+)", script)[:2])
-    assert sleep + most + STOP_SECONDS < pod()["terminationGracePeriodSeconds"]
+    assert sleep + most + DRAIN_SECONDS + STOP_SECONDS < pod()["terminationGracePeriodSeconds"]
     assert f"localhost:{PORTS['metrics']}/metrics" in script
     (pattern,) = re.findall(r'grep -q "(.+?)"', script)
     assert pattern.partition(".")[0].removeprefix("^") in METRICS

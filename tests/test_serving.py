@@ -165,7 +165,7 @@ def test_nobody_in_the_picture_is_said(client: Client) -> None:
 
 
 def test_steps_of_concurrent_requests_run_together(server: Server) -> None:
-    """Eight requests of 20 steps, in at most 40 executions of the sampler instead of 160 (DESIGN §4)."""
+    """Eight requests of 20 steps, in at most 40 executions of the sampler instead of 160."""
     before = metric(server, "nv_inference_exec_count"), metric(server, "diffbody_steps_total")
     call = {"num_inference_steps": 20, "strength": 1.0}
     with Client(ClientConfig((server.grpc_url,), concurrency=8)) as client:

@@ -1,4 +1,4 @@
-"""The control branch: a copy of the U-Net's encoder that reads z_t ⊕ z_r ⊕ pose ⊕ attention (DESIGN §1.4).
+"""The control branch: a copy of the U-Net's encoder that reads z_t ⊕ z_r ⊕ pose ⊕ attention.
 
 Sources: ControlNet (Zhang et al. 2023) for the copy and its zero convolutions, DiffBIR (Lin et al. 2023) for the
 condition concatenated on the latent grid, without a hint encoder.

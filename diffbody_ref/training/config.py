@@ -68,6 +68,10 @@ class TrainConfig:
             rate falls with whichever of time and steps is further. The weights then depend on the machine's speed.
             0: no limit.
         tensorboard: also write scalars and sample pictures to `output`/tensorboard.
+        seed: of the order of the data, of all that is random in a sample, and of noise and fresh weights.
+        checkpoint_every, sample_every, log_every: steps between checkpoints, sample pictures and lines of the log.
+        workers: processes that read and degrade pictures; 0 does it in the training process.
+        degradation: ranges of the degradations, see `DegradationConfig`.
     """
 
     stage: str

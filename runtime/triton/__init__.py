@@ -1,1 +1,1 @@
-"""DiffBody behind Triton Inference Server: the model repository, the server and its client (DESIGN §4)."""
+"""DiffBody behind Triton Inference Server: the model repository, the server and its client."""

@@ -40,8 +40,8 @@ def open_folder(source: str | Path) -> Reader:
     """
     folder, split = Path(source), None
     if not folder.exists() and ":" in folder.name:
-        name, _, split = folder.name.rpartition(":")
-        folder = folder.with_name(name)
+        name, _, split = str(source).rpartition(":")  # "FOLDER/:SPLIT" is meant so, too
+        folder = Path(name)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of pictures")
     for reader in READERS:

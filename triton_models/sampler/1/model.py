@@ -1,6 +1,6 @@
 """Algorithm 1, in flight: each call advances every request in its batch by one step, whatever step each is at.
 
-Triton's iterative sequences call again with what was rescheduled, and with what came meanwhile (DESIGN §4). The inputs
+Triton's iterative sequences call again with what was rescheduled, and with what came meanwhile. The inputs
 of a rescheduled request may be gone, so all that is needed is kept under its correlation ID until it leaves.
 """
 
