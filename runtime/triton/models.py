@@ -139,7 +139,8 @@ class PictureModel(Model):
                 handles = {tensor.name(): tensor for tensor in request.inputs()}
                 settings = Settings.from_tensor(handles[SETTINGS].as_numpy())
                 settings.check_deadline()
-                if self.stages[0] in plans_of(self.parameters) and self._fits(handles[self.sources[0]], settings):
+                by_plan = self.stages[0] in plans_of(self.parameters) and self.plan_does_all(settings.options)
+                if by_plan and self._fits(handles[self.sources[0]], settings):
                     responses[place] = self._pass_on(handles[self.sources[0]], begin)
                     continue
                 arrays = [to_numpy(handles[source]) for source in self.sources]
@@ -158,11 +159,10 @@ class PictureModel(Model):
         return [responses[place] for place in range(len(requests))]
 
     def _fits(self, picture: Any, settings: Settings) -> bool:
-        """Whether the plan takes the picture, a tile at most, as it is, and makes the result of it."""
+        """Whether the picture is a tile at most, so that the plan takes it as it is."""
         assert settings.options.tile_size is not None  # the bundle's, see Restorer.options()
         cell = 1 if self.sources[0] == "picture" else self.restorer.geometry.factor
-        fits = max(picture.shape()[2:]) * cell <= settings.options.tile_size
-        return fits and self.plan_does_all(settings.options)
+        return max(picture.shape()[2:]) * cell <= settings.options.tile_size
 
     def _pass_on(self, picture: Any, begin: float) -> Any:
         """The plan's answer; the picture goes from model to model where it is, on the device."""
