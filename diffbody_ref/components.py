@@ -16,7 +16,7 @@ from diffbody_ref.models.control import ControlBranch
 from diffbody_ref.models.text import build_text_encoder, build_tokenizer
 from diffbody_ref.models.unet import build_unet
 from diffbody_ref.models.vae import build_vae
-from diffbody_ref.ops.folders import replace_folder
+from diffbody_ref.ops.files import replace_folder
 from diffbody_ref.ops.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 
 PRESETS = {"nano": (256, 128), "sd21": (1024, 512)}

@@ -11,7 +11,7 @@ import torch
 
 from diffbody_ref.components import COMPONENT_CLASSES, base_size, load_component, load_or_build_component
 from diffbody_ref.models.text import TOKENIZER_FOLDER
-from diffbody_ref.ops.folders import replace_folder
+from diffbody_ref.ops.files import replace_folder
 from diffbody_ref.pipeline import DiffBodyPipeline
 from diffbody_ref.training.curves import plot_losses
 from diffbody_ref.training.lora import merge_lora

@@ -13,7 +13,7 @@ import torch
 
 from diffbody_ref import __version__
 from diffbody_ref.modules import MODULES
-from diffbody_ref.ops.folders import replace_folder
+from diffbody_ref.ops.files import replace_folder
 from diffbody_ref.ops.schedule import alphas_cumprod
 from diffbody_ref.pipeline import PRESET_SETTINGS, DiffBodyPipeline
 from export.onnx import export_onnx

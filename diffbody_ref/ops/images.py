@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import secrets
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from diffbody_ref.ops.files import write_whole
 
 Decoded = TypeVar("Decoded")
 
@@ -252,38 +253,11 @@ def write_image(
         raise ImageExistsError(f"{path}: exists; allow overwriting or choose another name")
     data = encode_image(pixels, alpha, path.suffix)
     try:
-        _write_atomically(path, data, overwrite)
+        write_whole(path, data, overwrite=overwrite)
     except FileExistsError:
         raise ImageExistsError(f"{path}: exists; allow overwriting or choose another name") from None
     except OSError as error:
         raise ImageError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def _write_atomically(path: Path, data: bytes, overwrite: bool) -> None:
-    temporary = path.parent / f".diffbody-{secrets.token_hex(8)}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            temporary.replace(path)
-        else:
-            _move_without_replacing(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _move_without_replacing(source: Path, path: Path) -> None:
-    """A hard link fails if the name is taken, also by a file that appeared a moment ago."""
-    try:
-        path.hardlink_to(source)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: check, then rename
-        if path.exists():
-            raise FileExistsError(path) from None
-        source.replace(path)
 
 
 def resize(pixels: np.ndarray, height: int, width: int, method: str = "bicubic") -> np.ndarray:

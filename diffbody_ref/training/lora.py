@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
-from diffbody_ref.ops.folders import replace_folder
+from diffbody_ref.ops.files import replace_folder
 
 FOLDER = "unet_lora"
 FILE = "pytorch_lora_weights.safetensors"

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from string import Template
 
-from diffbody_ref.ops.folders import replace_folder
+from diffbody_ref.ops.files import replace_folder
 from runtime.bundle import Bundle
 from runtime.triton.config import RepositoryConfig
 from runtime.triton.contract import ANSWER, MODEL, REQUEST, Field

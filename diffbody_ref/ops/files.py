@@ -1,0 +1,72 @@
+"""Files and folders that are there whole or not at all: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, with its suffix, to write to; rename it to `path` at the end.
+
+    If the block raises, the temporary file is removed and `path` stays as it was.
+
+    Args:
+        overwrite: False keeps a file that exists at the end, also one that appeared meanwhile.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is False.
+        OSError: its folder is missing, not writable or full.
+    """
+    # A name of its own, and not one made from the file's: that may be as long as names can be.
+    temporary = path.parent / f".diffbody-{secrets.token_hex(8)}{path.suffix}"
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        if overwrite:
+            temporary.replace(path)
+        else:
+            _move_without_replacing(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: str | bytes, *, overwrite: bool = True) -> None:
+    """Write a file by `whole_file`; text is encoded as UTF-8. A file that already holds the data is left alone.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is False.
+    """
+    data = data.encode() if isinstance(data, str) else data
+    if overwrite and path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+        return
+    with whole_file(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(data)
+
+
+def replace_folder(fresh: Path, out: Path) -> None:
+    """Rename the complete folder `fresh` to `out`; a folder that was there is removed once the new one is in place."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    fresh.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _move_without_replacing(source: Path, path: Path) -> None:
+    """Rename, unless the name is taken: a hard link fails then, also for a file that appeared a moment ago."""
+    try:
+        path.hardlink_to(source)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: check, then rename
+        if path.exists():
+            raise FileExistsError(path) from None
+        source.replace(path)
