@@ -10,7 +10,7 @@ import typer
 from diffbody.bundles import export
 from diffbody.options import Model, ServedBundle, Steps
 from diffbody_ref.loading import model_folder
-from diffbody_ref.weights import NANO_FOLDER
+from diffbody_ref.ops.builtin import NANO_FOLDER
 from runtime.console import progress_bar
 
 bench_commands = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode="markdown")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffbody_ref.loading import load_pipeline, model_folder
-from diffbody_ref.weights import NANO_FOLDER
+from diffbody_ref.ops.builtin import NANO_FOLDER
 from runtime.console import BAD_INPUT, progress_bar
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from diffbody.options import (
     number,
 )
 from diffbody_ref.loading import load_pipeline, model_folder
-from diffbody_ref.weights import NANO_FOLDER
+from diffbody_ref.ops.builtin import NANO_FOLDER
 from runtime.console import progress_bars, report
 
 if TYPE_CHECKING:

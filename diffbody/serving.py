@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from diffbody.options import Precision, ServedBundle, given
-from diffbody_ref.weights import NANO_FOLDER
+from diffbody_ref.ops.builtin import NANO_FOLDER
 from runtime.triton.config import RepositoryConfig, ServerConfig
 
 # How a bundle is served; shared by the commands that make a model repository.

@@ -17,10 +17,8 @@ from diffbody_ref.models.text import build_text_encoder, build_tokenizer
 from diffbody_ref.models.unet import build_unet
 from diffbody_ref.models.vae import build_vae
 from diffbody_ref.ops.files import replace_folder
-from diffbody_ref.ops.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
-
-PRESETS = {"nano": (256, 128), "sd21": (1024, 512)}
-"""Height and width in pixels of the pictures that each preset is made for."""
+from diffbody_ref.ops.options import check_preset
+from diffbody_ref.ops.samplers import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 
 COMPONENT_CLASSES: dict[str, type[Any]] = {
     "swinir": swinir.SwinIR,
@@ -69,24 +67,13 @@ BUILDERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def base_size(preset: str) -> tuple[int, int]:
-    """(height, width) in pixels of the pictures that a preset is made for.
-
-    Raises:
-        ValueError: unknown preset.
-    """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; known are {', '.join(PRESETS)}")
-    return PRESETS[preset]
-
-
 def build_component(name: str, preset: str) -> Any:
     """One component at a preset's size, with random weights (torch's global generator draws them).
 
     Raises:
         ValueError: unknown preset.
     """
-    base_size(preset)
+    check_preset(preset)
     return BUILDERS[name](preset)
 
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffbody_ref.models.parts import PartNet
 from diffbody_ref.models.resizing import resize
-from diffbody_ref.ops.schedule import NUM_TRAIN_TIMESTEPS
-from diffbody_ref.sampling import predict_z0 as predict_z0
+from diffbody_ref.ops.options import RestoreOptions
 
 Decode = Callable[[Tensor], Tensor]
 """z_0 (B, C, h, w) → pictures (B, 3, H, W), RGB in [0, 1] and not clamped, so that a gradient is everywhere."""
@@ -65,7 +64,7 @@ def guidance_gradient(
     embed: Callable[[Tensor], PartFeatures],
     z0: Tensor,
     target: PartFeatures,
-    owners: Tensor | None = None,
+    owners: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """∇_{z̃_0} L(φ(D(z̃_0)), φ(r)) and L, for each sample.
 
@@ -77,16 +76,14 @@ def guidance_gradient(
         z0: (B, C, h, w).
         target: features of the same P people in the reference.
         owners: int64 (P,), the sample of each person; the loss of a sample is the mean over its people, and zero
-            without any. None: one person a sample.
+            without any.
 
     Returns:
         The loss (B,), and its gradient, of z0's shape and dtype.
     """
     with torch.enable_grad():
         z = z0.detach().requires_grad_(True)
-        losses = body_part_loss(embed(decode(z)), target)
-        if owners is not None:
-            losses = _mean_by_owner(losses, owners, len(z0))
+        losses = _mean_by_owner(body_part_loss(embed(decode(z)), target), owners, len(z0))
         (gradient,) = torch.autograd.grad(losses.sum(), z)
     return losses.detach(), gradient
 
@@ -97,42 +94,11 @@ def _mean_by_owner(losses: Tensor, owners: Tensor, count: int) -> Tensor:
     return sums / people.clamp_min(1.0)
 
 
-@dataclass(frozen=True)
-class GuidanceConfig:
-    """When and how strongly to guide.
-
-    Attributes:
-        scale: s of z̃_0 ← z̃_0 − s·∇L; 0 turns guidance off.
-        t_start, t_stop: active while t_stop < t < t_start (DiffBIR's convention); the defaults cover every timestep.
-        every: of the sampling steps, counted from 0, only multiples of it are guided.
-    """
-
-    scale: float = 100.0
-    t_start: int = NUM_TRAIN_TIMESTEPS + 1
-    t_stop: int = -1
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise ValueError(f"guidance scale is {self.scale}; it must be a finite number of at least 0")
-        if not -1 <= self.t_stop < self.t_start <= NUM_TRAIN_TIMESTEPS + 1:
-            raise ValueError(
-                f"guidance is active for {self.t_stop} < t < {self.t_start}; "
-                f"it must be -1 <= t_stop < t_start <= {NUM_TRAIN_TIMESTEPS + 1}"
-            )
-        if self.every < 1:
-            raise ValueError(f"guidance every {self.every} steps; it must be at least 1")
-
-    def is_active(self, t: int, step_index: int) -> bool:
-        """Whether the step at timestep t is guided."""
-        return self.scale > 0 and self.t_stop < t < self.t_start and step_index % self.every == 0
-
-
 class BodyGuidance:
     """The sampler's guidance hook: z̃_0 ← z̃_0 − s·∇L (algorithm 1).
 
-    Attributes:
-        history: (step, loss (B,)) of every guided step.
+    `diffbody_ref.stages.guidance.Guidance` states eq. 6 a second time, by matrices instead of slices, so that it can be
+    exported; each is the oracle of the other in the tests.
     """
 
     def __init__(
@@ -140,9 +106,8 @@ class BodyGuidance:
         part_net: PartNet,
         decode: Decode,
         reference: Tensor,
-        boxes: Sequence[Sequence[Box]] | None = None,
-        config: GuidanceConfig | None = None,
-        scale: Tensor | None = None,
+        boxes: Sequence[Sequence[Box]],
+        options: RestoreOptions,
     ) -> None:
         """Embed the people of the reference.
 
@@ -150,36 +115,25 @@ class BodyGuidance:
             part_net: in evaluation mode.
             decode: the VAE decoder; its pictures must have the reference's size.
             reference: the regression result r, (B, 3, H, W), RGB in [0, 1].
-            boxes: for each sample its people's boxes, possibly none. None: each picture is one person.
-            config: when and how strongly to guide.
-            scale: (B,) one s a sample, instead of the configuration's.
+            boxes: for each sample its people's boxes, possibly none.
+            options: they say when and how strongly to guide.
 
         Raises:
             ValueError: the part network is in training mode, a box is empty or outside of the picture, or the number
-                of samples in `boxes` or `scale` is not the reference's.
+                of samples in `boxes` is not the reference's.
         """
         if part_net.training:
             raise ValueError("the part network is in training mode, where a sample depends on its batch; call eval()")
+        if len(boxes) != len(reference):
+            raise ValueError(f"boxes are for {len(boxes)} samples; the reference holds {len(reference)}")
         height, width = reference.shape[-2:]
-        if boxes is None:
-            boxes = [[(0, 0, width, height)]] * len(reference)
-        for name, given in (("boxes", boxes), ("scale", scale)):
-            if given is not None and len(given) != len(reference):
-                raise ValueError(f"{name} are for {len(given)} samples; the reference holds {len(reference)}")
-        config = config or GuidanceConfig()
-        if scale is None:
-            scale = reference.new_full((len(reference),), config.scale)
-        elif not bool(((scale >= 0) & scale.isfinite()).all()):
-            raise ValueError(f"guidance scale is {scale.tolist()}; each must be a finite number of at least 0")
-        self.part_net, self.decode, self.scale = part_net, decode, scale
-        self.config = replace(config, scale=float(scale.max()))
+        self.part_net, self.decode, self.options = part_net, decode, options
         self.picture_size = (height, width)
         self.windows = [[_pixel_window(box, height, width) for box in people] for people in boxes]
         owners = [sample for sample, people in enumerate(boxes) for _ in people]
         self.owners = torch.tensor(owners, dtype=torch.int64, device=reference.device)
-        self.history: list[tuple[int, Tensor]] = []
         self.target: PartFeatures | None = None
-        if owners and self.config.scale > 0:
+        if owners and options.body_guidance_scale > 0:
             with torch.no_grad():
                 self.target = self._embed(reference)
 
@@ -201,11 +155,10 @@ class BodyGuidance:
         Returns:
             The guided z_0 and the loss (B,) before the move; z0 itself and None where the step is not guided.
         """
-        if self.target is None or not self.config.is_active(t, step):
+        if self.target is None or not self.options.guides(t, step):
             return z0, None
         loss, gradient = guidance_gradient(self.decode, self._embed, z0, self.target, self.owners)
-        self.history.append((step, loss))
-        return z0 - self.scale.to(z0).view(-1, *[1] * (z0.ndim - 1)) * gradient, loss
+        return z0 - self.options.body_guidance_scale * gradient, loss
 
 
 def _pixel_window(box: Box, height: int, width: int) -> tuple[int, int, int, int]:

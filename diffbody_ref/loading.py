@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffbody_ref.weights import NANO_FOLDER
+from diffbody_ref.ops.builtin import NANO_FOLDER
 
 if TYPE_CHECKING:
     from diffbody_ref.pipeline import DiffBodyPipeline
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 def model_folder(name: str) -> Path:

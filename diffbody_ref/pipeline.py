@@ -17,43 +17,23 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffbody_ref.components import COMPONENT_CLASSES, load_component
-from diffbody_ref.guidance import BodyGuidance, GuidanceConfig
+from diffbody_ref.guidance import BodyGuidance
 from diffbody_ref.models.control import ControlBranch, condition_latents, denoise
 from diffbody_ref.models.parts import PartNet
 from diffbody_ref.models.pose import PersonDetector, PoseEstimator
 from diffbody_ref.models.swinir import SwinIR
 from diffbody_ref.models.text import encode_prompt
 from diffbody_ref.models.vae import decode, encode_mode
-from diffbody_ref.ops.colour import match_colour
-from diffbody_ref.ops.images import ImageInput, Picture, as_picture, crop, pad_to_multiple, resize, working_size
-from diffbody_ref.ops.options import RestoreOptions
-from diffbody_ref.ops.results import NO_PERSON, Intermediates
-from diffbody_ref.pictures import DiffBodyOutput, as_output, to_pixels
-from diffbody_ref.sampling import (
-    NoiseSource,
-    StepInfo,
-    ddpm_schedule,
-    generator_noise,
-    initial_latents,
-    make_scheduler,
-    noise_source,
-    sample_ddpm,
-    sample_with_scheduler,
-    scheduler_schedule,
-)
+from diffbody_ref.ops.geometry import Geometry
+from diffbody_ref.ops.images import ImageInput, Picture, as_picture
+from diffbody_ref.ops.options import ModelSettings, RestoreOptions
+from diffbody_ref.ops.processing import Sizes, postprocess, preprocess, reconstruct
+from diffbody_ref.ops.results import Intermediates, notices
+from diffbody_ref.ops.samplers import NoiseSource, StepInfo, initial_latents, make_schedule
+from diffbody_ref.ops.tiling import Cells, in_tiles
+from diffbody_ref.output import OUTPUT_TYPES, DiffBodyOutput, as_output
+from diffbody_ref.sampling import generator_noise, noise_source, sample
 from diffbody_ref.structure import Structure, empty_structure, structure_maps
-from diffbody_ref.tiled import apply_tiled
-
-PRESET_SETTINGS = (
-    "base_height",
-    "base_width",
-    "tile_size",
-    "guidance_scale",
-    "body_guidance_scale",
-    "strength",
-    "use_residual",
-)
-OVERLAP = 0.125  # of a tile's side, shared by neighbours
 
 
 @dataclass
@@ -61,12 +41,11 @@ class _Job:
     """One picture on its way through the stages; tensors are (1, C, H, W) of the padded working size."""
 
     picture: Picture
-    size: tuple[int, int]
+    sizes: Sizes
     regression: Tensor
     structure: Structure
     z_r: Tensor
     condition: Tensor
-    notices: list[str]
 
 
 class DiffBodyPipeline(DiffusionPipeline):
@@ -75,9 +54,8 @@ class DiffBodyPipeline(DiffusionPipeline):
     Args:
         swinir, pose_detector, pose, parts, tokenizer, text_encoder, vae, unet, control, scheduler: see
             `diffbody_ref.components`. The scheduler documents the noise schedule in the saved folder.
-        base_height, base_width: pictures of less area are scaled up to this area.
-        tile_size: side in pixels above which every stage works in tiles.
-        guidance_scale, body_guidance_scale, strength, use_residual: what `None` means in a call.
+        base_height, base_width, tile_size, guidance_scale, body_guidance_scale, strength, use_residual: the model's
+            settings, see `ops.options.ModelSettings`; several are what `None` means in a call.
     """
 
     model_cpu_offload_seq = "swinir->pose_detector->pose->parts->text_encoder->vae->control->unet->vae"
@@ -95,13 +73,13 @@ class DiffBodyPipeline(DiffusionPipeline):
         unet: UNet2DConditionModel,
         control: ControlBranch,
         scheduler: DDPMScheduler,
-        base_height: int = 1024,
-        base_width: int = 512,
-        tile_size: int = 1024,
-        guidance_scale: float = 4.0,
-        body_guidance_scale: float = 0.1,
-        strength: float = 1.0,
-        use_residual: bool = False,
+        base_height: int = ModelSettings.base_height,
+        base_width: int = ModelSettings.base_width,
+        tile_size: int = ModelSettings.tile_size,
+        guidance_scale: float = ModelSettings.guidance_scale,
+        body_guidance_scale: float = ModelSettings.body_guidance_scale,
+        strength: float = ModelSettings.strength,
+        use_residual: bool = ModelSettings.use_residual,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -143,21 +121,17 @@ class DiffBodyPipeline(DiffusionPipeline):
         if not (folder / "model_index.json").is_file():
             raise FileNotFoundError(f"{folder}: not a DiffBody pipeline folder, it has no model_index.json")
         index = json.loads((folder / "model_index.json").read_text())
-        settings = {name: value for name, value in index.items() if name in PRESET_SETTINGS}
+        settings = dataclasses.asdict(ModelSettings.read(index))
         dtype = kwargs.pop("torch_dtype", torch.float32)
         components = {name: kwargs.pop(name, None) or load_component(folder, name, dtype) for name in COMPONENT_CLASSES}
         if kwargs:
             raise ValueError(f"unknown argument {next(iter(kwargs))!r}; components and torch_dtype can be given")
         return cls(**components, **settings)
 
-    def options(self, **asked: Any) -> RestoreOptions:
-        """`RestoreOptions` of a call: what was not asked for (None) is the preset's value, or the class's.
-
-        Raises:
-            ValueError: a value out of its range.
-        """
-        preset = {name: self.config[name] for name in PRESET_SETTINGS if name in RestoreOptions.__dataclass_fields__}
-        return RestoreOptions(**{**preset, **{name: value for name, value in asked.items() if value is not None}})
+    @property
+    def settings(self) -> ModelSettings:
+        """What the model says of every call on it."""
+        return ModelSettings.read(self.config)
 
     @torch.no_grad()
     def __call__(
@@ -187,21 +161,21 @@ class DiffBodyPipeline(DiffusionPipeline):
             return_intermediates: also return what the stages found.
             **options: fields of `RestoreOptions`: num_inference_steps, guidance_scale, body_guidance_scale, strength,
                 sampler, colour_fix, use_residual, upscale, use_{structure,pose,attention}, tile_size,
-                body_guidance_{start,stop,every}.
+                body_guidance_{start,stop,every}; None is the model's value.
 
         Raises:
-            ValueError: a value out of its range, or lists that differ in length.
+            ValueError: an unknown option, a value out of its range, or lists that differ in length.
         """
-        settings = self.options(**_known(options))
+        asked = self.settings.options(**options)
         pictures = [as_picture(one) for one in _as_list(image)]
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"unknown output_type {output_type!r}, choose one of pil, np, pt")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"unknown output_type {output_type!r}, choose one of {', '.join(OUTPUT_TYPES)}")
         prompts = _one_each("prompt", prompt or "", len(pictures))
         negatives = _one_each("negative_prompt", negative_prompt or "", len(pictures))
         seeds = _one_each("seed", seed, len(pictures))
         generators = None if generator is None else _one_each("generator", generator, len(pictures))
 
-        jobs = [self._prepare(picture, settings) for picture in pictures]
+        jobs = [self._prepare(picture, asked) for picture in pictures]
         results: dict[int, tuple[np.ndarray, Intermediates]] = {}
         for group in _groups_of_equal_size(jobs):
             batch = [jobs[i] for i in group]
@@ -213,40 +187,33 @@ class DiffBodyPipeline(DiffusionPipeline):
                 noise = noise_source([seeds[i] for i in group], shape, **place)
             text = encode_prompt(self.tokenizer, self.text_encoder, [prompts[i] for i in group])
             empty = encode_prompt(self.tokenizer, self.text_encoder, [negatives[i] for i in group])
-            latents, curves = self._sample(batch, text, empty, noise, settings, callback_on_step_end)
+            latents, curves = self._sample(batch, text, empty, noise, asked, callback_on_step_end)
             for i, job, z, curve in zip(group, batch, latents, curves, strict=True):
-                results[i] = self._finish(job, z[None], curve, settings)
+                results[i] = self._finish(job, z[None], curve, asked)
         ordered = [results[i] for i in range(len(jobs))]
+        people = [len(job.structure.crops) for job in jobs]
         return DiffBodyOutput(
             images=[
                 as_output(pixels, job.picture, output_type) for (pixels, _), job in zip(ordered, jobs, strict=True)
             ],
             intermediates=[found for _, found in ordered] if return_intermediates else None,
-            notices=[job.notices for job in jobs],
+            notices=[notices(count, count, asked) for count in people],
         )
 
-    def _prepare(self, picture: Picture, settings: RestoreOptions) -> _Job:
+    def _prepare(self, picture: Picture, options: RestoreOptions) -> _Job:
         """Steps 1 to 4 of the method for one picture: r, P, A and z_r."""
-        height, width = picture.pixels.shape[:2]
-        if settings.upscale is not None:
-            height, width = (max(16, round(side * settings.upscale)) for side in (height, width))
-        size = working_size(height, width, self.config.base_height, self.config.base_width, self.multiple)
-        pixels = pad_to_multiple(resize(picture.pixels, size.height, size.width), self.multiple)
-        low = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None].to(self.device, self.swinir.dtype).clamp(0, 1)
-        regression = self._tiled(self.swinir, low, settings, (1, 1)).clamp(0, 1)
-        notices = []
-        if settings.use_structure:
+        sizes = Sizes.plan(*picture.pixels.shape[:2], options, self.settings, self.multiple)
+        low = torch.from_numpy(preprocess(picture, sizes)).to(self.device, self.swinir.dtype)
+        regression = self._tiled(self.swinir, low, options, (1, 1)).clamp(0, 1)
+        if options.use_structure:
             structure = structure_maps(self.pose_detector, self.pose, self.parts, regression)
-            if not structure.crops:
-                notices.append(NO_PERSON)
         else:
             structure = empty_structure(regression, len(self.parts.part_names))
-        z_r = self._tiled(
-            lambda x: encode_mode(self.vae, x * 2 - 1), regression.to(self.vae.dtype), settings, (1, self.factor)
-        )
-        pose, attention = structure.pose * settings.use_pose, structure.attention * settings.use_attention
+        encode = lambda x: encode_mode(self.vae, x * 2 - 1)  # noqa: E731
+        z_r = self._tiled(encode, regression.to(self.vae.dtype), options, (1, self.factor))
+        pose, attention = structure.pose * options.use_pose, structure.attention * options.use_attention
         condition = condition_latents(z_r, pose.to(z_r), attention.to(z_r))
-        return _Job(picture, (size.height, size.width), regression, structure, z_r.float(), condition, notices)
+        return _Job(picture, sizes, regression, structure, z_r.float(), condition)
 
     def _sample(
         self,
@@ -254,13 +221,11 @@ class DiffBodyPipeline(DiffusionPipeline):
         text: Tensor,
         empty: Tensor,
         noise: NoiseSource,
-        settings: RestoreOptions,
+        options: RestoreOptions,
         callback: Callable[[Any, int, int, dict[str, Tensor]], Any] | None,
     ) -> tuple[Tensor, list[list[tuple[int, float]]]]:
         """Step 5, algorithm 1: z_0 (B, C, h, w) float32 and the loss curves of a batch of equal size."""
-        z_r = torch.cat([job.z_r for job in jobs])
-        denoiser = self._denoiser(torch.cat([job.condition for job in jobs]), text, empty, settings)
-        guidance = self._guidance(jobs, settings)
+        denoiser = self._denoiser(torch.cat([job.condition for job in jobs]), text, empty, options)
         curves: list[list[tuple[int, float]]] = [[] for _ in jobs]
 
         def after_step(info: StepInfo) -> None:
@@ -271,85 +236,78 @@ class DiffBodyPipeline(DiffusionPipeline):
             if callback is not None:
                 callback(self, info.step, info.timestep, {"latents": info.latents, "z0": info.z0})
 
-        steps, strength = settings.num_inference_steps, settings.strength
-        if settings.sampler == "ddpm":
-            schedule = ddpm_schedule(steps, strength)
-            start = initial_latents(z_r, schedule, noise, strength)
-            return sample_ddpm(denoiser, start, schedule, noise, guidance, after_step), curves
-        scheduler = make_scheduler(settings.sampler)
-        start = initial_latents(z_r, scheduler_schedule(scheduler, steps, strength), noise, strength)
-        return sample_with_scheduler(denoiser, start, scheduler, steps, strength, guidance, after_step), curves
+        schedule = make_schedule(options.sampler, options.num_inference_steps, options.strength)
+        start = initial_latents(schedule, torch.cat([job.z_r for job in jobs]), noise, options.strength)
+        return sample(denoiser, start, schedule, noise, self._guidance(jobs, options), after_step), curves
 
     def _denoiser(
-        self, condition: Tensor, text: Tensor, empty: Tensor, settings: RestoreOptions
+        self, condition: Tensor, text: Tensor, empty: Tensor, options: RestoreOptions
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """ε_θ with classifier-free guidance, ε_∅ + w·(ε_c − ε_∅) (Ho & Salimans 2022), tiled on large latents."""
-        scale, channels = settings.guidance_scale, condition.shape[1]
+        scale = options.guidance_scale
 
-        def one_tile(z_and_condition: Tensor, t: Tensor) -> Tensor:
-            z, c = z_and_condition[:, :-channels], z_and_condition[:, -channels:]
+        def one_tile(z: Tensor, t: Tensor, c: Tensor) -> Tensor:
             if scale == 1.0:
                 return denoise(self.unet, self.control, z, t, text, c)
-            twice = (torch.cat([x, x]) for x in (z, t, c))
-            zz, tt, cc = twice
+            zz, tt, cc = (torch.cat([x, x]) for x in (z, t, c))
             without, with_text = denoise(self.unet, self.control, zz, tt, torch.cat([empty, text]), cc).chunk(2)
             return without + scale * (with_text - without)
 
         def denoiser(z_t: Tensor, t: Tensor) -> Tensor:
-            joined = torch.cat([z_t.to(condition), condition], dim=1)
-            return self._tiled(lambda x: one_tile(x, t), joined, settings, (1, 1), self.factor)
+            z = z_t.to(condition)
+            network = lambda cells: one_tile(z[cells], t, condition[cells])  # noqa: E731
+            return in_tiles(network, z.shape[2:], options.tile_size, self.multiple, cell=self.factor)
 
         return denoiser
 
-    def _guidance(self, jobs: list[_Job], settings: RestoreOptions) -> BodyGuidance | None:
+    def _guidance(self, jobs: list[_Job], options: RestoreOptions) -> BodyGuidance | None:
         """Eq. 6 against the regression results; None where it is off or nobody was found."""
-        if settings.body_guidance_scale == 0 or not any(job.structure.crops for job in jobs):
+        if options.body_guidance_scale == 0 or not any(job.structure.crops for job in jobs):
             return None
-        config = GuidanceConfig(
-            scale=settings.body_guidance_scale,
-            t_start=settings.body_guidance_start,
-            t_stop=settings.body_guidance_stop,
-            every=settings.body_guidance_every,
+        # A checkpoint per tile keeps the memory of a large picture's backward pass at one tile's.
+        network = lambda z: checkpoint(decode, self.vae, z, use_reentrant=False)  # noqa: E731
+        return BodyGuidance(
+            self.parts,
+            lambda z: self._decode(z, options, network),
+            torch.cat([job.regression for job in jobs]),
+            [job.structure.crops for job in jobs],
+            options,
         )
-
-        def decode_pixels(z: Tensor) -> Tensor:
-            # A checkpoint per tile keeps the memory of a large picture's backward pass at one tile's.
-            tile = lambda part: checkpoint(decode, self.vae, part, use_reentrant=False)  # noqa: E731
-            return self._tiled(tile, z.to(self.vae.dtype), settings, (self.factor, 1), self.factor).float() / 2 + 0.5
-
-        regression = torch.cat([job.regression for job in jobs])
-        return BodyGuidance(self.parts, decode_pixels, regression, [job.structure.crops for job in jobs], config)
 
     def _finish(
-        self, job: _Job, z0: Tensor, curve: list[tuple[int, float]], settings: RestoreOptions
+        self, job: _Job, z0: Tensor, curve: list[tuple[int, float]], options: RestoreOptions
     ) -> tuple[np.ndarray, Intermediates]:
         """Step 6: decode, correct the colours against r, bring to the asked size."""
-        decoded = self._decode(z0, settings)
-        if settings.use_residual:
-            decoded = decoded + (job.regression - self._decode(job.z_r, settings))
-        height, width = job.size
-        regression = crop(to_pixels(job.regression), height, width)
-        pixels = match_colour(crop(to_pixels(decoded), height, width), regression, settings.colour_fix)
-        if settings.upscale is not None:
-            asked_height, asked_width = (
-                max(1, round(side * settings.upscale)) for side in job.picture.pixels.shape[:2]
-            )
-            pixels = resize(pixels, asked_height, asked_width, method="bicubic")
-        found = Intermediates(
-            regression=regression,
-            boxes=job.structure.boxes,
-            keypoints=job.structure.keypoints,
-            pose=crop(to_pixels(job.structure.pose), height, width),
-            attention=job.structure.attention[0, :, :height, :width].float().cpu().numpy(),
-            loss_curve=curve,
+        decoded = reconstruct(lambda z: self._decode(z, options), z0, job.z_r, job.regression, options)
+        decoded, regression, pose, attention = (
+            tensor.float().cpu().numpy()
+            for tensor in (decoded, job.regression, job.structure.pose, job.structure.attention)
         )
-        return np.clip(pixels, 0.0, 1.0).astype(np.float32), found
+        found = Intermediates.without_padding(
+            job.sizes, regression, job.structure.boxes, job.structure.keypoints, pose, attention, curve
+        )
+        return postprocess(decoded, regression, job.sizes, options), found
 
-    def _decode(self, latents: Tensor, settings: RestoreOptions) -> Tensor:
-        """D(z): (1, 3, H, W) float32, about [0, 1], tiled on large latents."""
-        network = lambda z: decode(self.vae, z)  # noqa: E731
-        decoded = self._tiled(network, latents.to(self.vae.dtype), settings, (self.factor, 1), self.factor)
-        return decoded.float() / 2 + 0.5
+    def _decode(
+        self, latents: Tensor, options: RestoreOptions, network: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """D(z): (B, 3, H, W) float32, about [0, 1], tiled on large latents; `network` stands in for the decoder."""
+        run = network or (lambda z: decode(self.vae, z))
+        return self._tiled(run, latents.to(self.vae.dtype), options, (self.factor, 1), self.factor).float() / 2 + 0.5
+
+    @property
+    def geometry(self) -> Geometry:
+        """The numbers that tie the stages together."""
+        return Geometry(
+            multiple=self.multiple,
+            factor=self.factor,
+            latent_channels=self.vae.config.latent_channels,
+            text_length=self.text_encoder.config.max_position_embeddings,
+            detector_size=self.pose_detector.config.size,
+            pose_height=self.pose.config.height,
+            pose_width=self.pose.config.width,
+            part_names=tuple(self.parts.part_names),
+        )
 
     @property
     def factor(self) -> int:
@@ -365,23 +323,16 @@ class DiffBodyPipeline(DiffusionPipeline):
         self,
         network: Callable[[Tensor], Tensor],
         inputs: Tensor,
-        settings: RestoreOptions,
+        options: RestoreOptions,
         factor: tuple[int, int],
         cell: int = 1,
     ) -> Tensor:
-        """`apply_tiled` with the settings' tile size; `cell` is the pixels per cell of `inputs`."""
-        assert settings.tile_size is not None  # the preset's, see options()
-        step = self.multiple // cell
-        tile = max(1, settings.tile_size // self.multiple) * step
-        return apply_tiled(network, inputs, tile, max(step, int(tile * OVERLAP) // step * step), step, factor)
+        """`network(inputs)`, tile by tile where they are large; see `ops.tiling.in_tiles`."""
 
+        def one_tile(cells: Cells) -> Tensor:
+            return network(inputs[cells])
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    names = [f.name for f in dataclasses.fields(RestoreOptions)]
-    for name in options:
-        if name not in names:
-            raise ValueError(f"unknown option {name!r}; known are {', '.join(names)}")
-    return options
+        return in_tiles(one_tile, inputs.shape[2:], options.tile_size, self.multiple, factor, cell)
 
 
 def _as_list(image: Any) -> list[Any]:

@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from diffbody_ref.components import COMPONENT_CLASSES, base_size, load_component, load_or_build_component
+from diffbody_ref.components import COMPONENT_CLASSES, load_component, load_or_build_component
 from diffbody_ref.models.text import TOKENIZER_FOLDER
 from diffbody_ref.ops.files import replace_folder
+from diffbody_ref.ops.options import check_preset
 from diffbody_ref.pipeline import DiffBodyPipeline
 from diffbody_ref.training.curves import plot_losses
 from diffbody_ref.training.lora import merge_lora
 
 UNTRAINED = ("tokenizer", "scheduler")
 MODEL_CARD = "README.md"
-
-
-def _base(preset: str) -> dict[str, int]:
-    height, width = base_size(preset)
-    return {"base_height": height, "base_width": width}
-
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    # Guidance and strength of sd21 are DiffBIR's and the paper's; those of nano are measured, see its model card.
-    "sd21": {**_base("sd21"), "tile_size": 1024},
-    "nano": {
-        **_base("nano"),
-        "tile_size": 512,
-        "guidance_scale": 1.0,
-        "body_guidance_scale": 100.0,
-        "strength": 0.25,
-        "use_residual": True,
-    },
-}
 
 
 def release(components: Path, out: Path, preset: str, runs: Path | None = None) -> Path:
@@ -52,8 +34,7 @@ def release(components: Path, out: Path, preset: str, runs: Path | None = None) 
         FileNotFoundError: a trained component is missing.
         ValueError: unknown preset.
     """
-    if preset not in SETTINGS:
-        raise ValueError(f"unknown preset {preset!r}; known are {', '.join(SETTINGS)}")
+    settings = dataclasses.asdict(check_preset(preset))
     parts = {
         name: load_or_build_component(components, name, preset)
         if name in UNTRAINED
@@ -64,7 +45,7 @@ def release(components: Path, out: Path, preset: str, runs: Path | None = None) 
     parts["unet"].half()
     fresh = out.with_name(f".{out.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    DiffBodyPipeline(**parts, **SETTINGS[preset]).save_pretrained(fresh)
+    DiffBodyPipeline(**parts, **settings).save_pretrained(fresh)
     for config in fresh.glob("*/config.json"):
         _forget_origin(config)
     # The vocabulary's two source files are a third of the size of the one file that transformers writes.

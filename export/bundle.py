@@ -12,15 +12,16 @@ from typing import Any
 import torch
 
 from diffbody_ref import __version__
-from diffbody_ref.modules import MODULES
+from diffbody_ref.ops.devices import PRECISIONS
 from diffbody_ref.ops.files import replace_folder
-from diffbody_ref.ops.schedule import alphas_cumprod
-from diffbody_ref.pipeline import PRESET_SETTINGS, DiffBodyPipeline
+from diffbody_ref.ops.progress import Progress, silent
+from diffbody_ref.ops.samplers import alphas_cumprod
+from diffbody_ref.pipeline import DiffBodyPipeline
+from diffbody_ref.stages import STAGES, bind_stages
 from export.onnx import export_onnx
 from export.parity import REPORT_JSON, REPORT_PAGE, parity, write_reports
-from export.stages import Progress, stages
 from export.weights import WeightStore
-from runtime.bundle import MANIFEST, PRECISIONS, Bundle, Geometry, Manifest, StageEntry, file_entry, graph_kind, sha256
+from runtime.bundle import MANIFEST, Bundle, Manifest, StageEntry, file_entry, graph_kind, sha256
 
 RECORD = "provenance.json"  # in an unfinished bundle: what its stages were made from
 GRAPHS = (".onnx", ".data", ".plan")
@@ -29,7 +30,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 
 def export_bundle(
-    model: Path, out: Path, precisions: tuple[str, ...] = ("float32",), progress: Progress | None = None
+    model: Path, out: Path, precisions: tuple[str, ...] = ("float32",), progress: Progress = silent
 ) -> Path:
     """Export the pipeline in `model` to the bundle `out`, replacing one that is there when the new one is complete.
 
@@ -37,7 +38,7 @@ def export_bundle(
     are missing, if the model's weights are still the same.
 
     Args:
-        precisions: of the graphs; see `runtime.bundle.PRECISIONS`.
+        precisions: of the graphs; see `ops.devices.PRECISIONS`.
 
     Raises:
         FileNotFoundError: `model` is no pipeline folder.
@@ -50,13 +51,12 @@ def export_bundle(
     part = out.with_name(f".{out.name}.part")
     _start_or_resume(part, model, provenance)
     store = WeightStore(part)
-    show = progress or (lambda done, total, name: None)
-    total = len(MODULES) * len(precisions)
+    total = len(STAGES) * len(precisions)
     for turn, precision in enumerate(precisions):
         dtype = getattr(torch, precision)
         same = pipeline if dtype == torch.float32 else DiffBodyPipeline.from_pretrained(model, torch_dtype=dtype)
-        for place, stage in enumerate(stages(same)):
-            show(turn * len(MODULES) + place, total, f"{stage.name} {precision}")
+        for place, stage in enumerate(bind_stages(same)):
+            progress(turn * len(STAGES) + place, total, f"{stage.name} {precision}")
             path = part / graph_path(stage.name, precision)
             if not path.exists():
                 fresh = path.with_suffix(".fresh.onnx")
@@ -64,7 +64,7 @@ def export_bundle(
                 fresh.rename(path)
     manifest = lambda: _manifest(pipeline, model.name, precisions, part, provenance).to_json()  # noqa: E731
     (part / MANIFEST).write_text(manifest(), encoding="utf-8")
-    show(total, total, "parity")
+    progress(total, total, "parity")
     reports = [parity(pipeline, Bundle.open(part), precision) for precision in precisions]
     write_reports(reports, part)
     if failures := [failure for report in reports for failure in report.failures]:
@@ -127,29 +127,19 @@ def _manifest(
     folder: Path,
     provenance: dict[str, str],
 ) -> Manifest:
-    pose = pipeline.pose.config
     return Manifest(
         name=name,
-        settings={setting: pipeline.config[setting] for setting in PRESET_SETTINGS},
-        geometry=Geometry(
-            multiple=pipeline.multiple,
-            factor=pipeline.factor,
-            latent_channels=pipeline.vae.config.latent_channels,
-            text_length=pipeline.text_encoder.config.max_position_embeddings,
-            detector_size=pipeline.pose_detector.config.size,
-            pose_height=pose.height,
-            pose_width=pose.width,
-            part_names=tuple(pipeline.parts.part_names),
-        ),
+        settings=pipeline.settings,
+        geometry=pipeline.geometry,
         alphas_cumprod=tuple(alphas_cumprod().tolist()),
         stages={
             stage.name: StageEntry(
-                stage.inputs,
-                stage.outputs,
-                stage.ranges,
+                stage.signature.inputs,
+                stage.signature.outputs,
+                stage.signature.sizes,
                 {graph_kind(precision): graph_path(stage.name, precision) for precision in precisions},
             )
-            for stage in stages(pipeline)
+            for stage in bind_stages(pipeline)
         },
         tokenizer=_tokenizer(pipeline),
         files={

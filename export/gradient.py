@@ -11,21 +11,21 @@ from torch._decomp import core_aten_decompositions, get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from export.stages import Stage
+from diffbody_ref.stages import Stage
 
 aten = torch.ops.aten
 
 
-def gradient_graph(stage: Stage, args: tuple[Tensor, ...]) -> fx.GraphModule:
-    """The stage's module, whose forward calls autograd, as a graph module of forward operators for any size.
+def gradient_graph(module: Stage, args: tuple[Tensor, ...]) -> fx.GraphModule:
+    """A stage whose forward calls autograd, as a graph module of forward operators for any size.
 
     Args:
         args: example arguments; no size may be 0 or 1, and no two dynamic sizes equal.
     """
-    stage.module.requires_grad_(False)
+    module.requires_grad_(False)
     with sdpa_kernel(SDPBackend.MATH), patch.object(torch.nn.functional, "interpolate", _interpolate):
         return make_fx(
-            lambda *tensors: stage.module(*tensors),
+            lambda *tensors: module(*tensors),
             decomposition_table=_decompositions(),
             tracing_mode="symbolic",
             _allow_non_fake_inputs=True,

@@ -12,16 +12,17 @@ import onnx
 import torch
 from onnxscript import rewriter
 
+from diffbody_ref.ops.tensors import split_side
+from diffbody_ref.stages import BoundStage
+from diffbody_ref.stages.base import Signature
 from export.gradient import gradient_graph
-from export.stages import Stage, as_tensors, dynamic_shapes
 from export.weights import WeightStore, share_weights
-from runtime.bundle import split_side
 
 OPSET = 20
 EXTERNAL_FROM = 1 << 30  # bytes of weights; a protobuf message holds 2 GiB at most
 
 
-def export_onnx(stage: Stage, path: Path, store: WeightStore) -> Path:
+def export_onnx(stage: BoundStage, path: Path, store: WeightStore) -> Path:
     """Write `path`, a graph with the stage's names and dynamic sizes.
 
     Its weights are those of the store, which must be of the file's folder (see `export.weights`); of others, over 1 GiB
@@ -30,8 +31,9 @@ def export_onnx(stage: Stage, path: Path, store: WeightStore) -> Path:
     Raises:
         ValueError: the graph does not have the inputs, outputs or dynamic sizes of the stage.
     """
-    args = as_tensors(stage.example(_tracing_sizes(stage)), stage)
-    module = gradient_graph(stage, args) if stage.has_gradient else stage.module
+    signature, feed = stage.signature, stage.example(_tracing_sizes(stage.signature))
+    args = tuple(torch.from_numpy(feed[spec.name]) for spec in signature.inputs)
+    module = gradient_graph(stage.module, args) if stage.module.has_gradient else stage.module
     with warnings.catch_warnings(), torch.no_grad(), _weights_as_they_are():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -40,9 +42,9 @@ def export_onnx(stage: Stage, path: Path, store: WeightStore) -> Path:
             args,
             dynamo=True,
             opset_version=OPSET,
-            input_names=[spec.name for spec in stage.inputs],
-            output_names=[spec.name for spec in stage.outputs],
-            dynamic_shapes=dynamic_shapes(stage),
+            input_names=[spec.name for spec in signature.inputs],
+            output_names=[spec.name for spec in signature.outputs],
+            dynamic_shapes=_dynamic_shapes(signature),
             optimize=True,
             verbose=False,
         )
@@ -67,12 +69,26 @@ def _weights_as_they_are() -> Any:
     return patch.object(rewriter, "_DEFAULT_REWRITE_RULES", rules)
 
 
-def _tracing_sizes(stage: Stage) -> dict[str, int]:
+def _dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:
+    """The dynamic sizes of each input as `torch.export` wants them, one `Dim` a name."""
+    dims = {name: torch.export.Dim(name, min=given.least, max=given.most) for name, given in signature.sizes.items()}
+    return tuple(
+        {axis: _dim(side, dims) for axis, side in enumerate(spec.shape) if isinstance(side, str)}
+        for spec in signature.inputs
+    )
+
+
+def _dim(side: str, dims: dict[str, Any]) -> Any:
+    factor, name = split_side(side)
+    return dims[name] if factor == 1 else factor * dims[name]
+
+
+def _tracing_sizes(signature: Signature) -> dict[str, int]:
     """A size for each dynamic name, all different: the tracer takes equal ones for the same, and 0 and 1 as fixed."""
-    sides = [side for spec in stage.inputs for side in spec.shape]
+    sides = [side for spec in signature.inputs for side in spec.shape]
     taken = {side for side in sides if isinstance(side, int)}
     sizes: dict[str, int] = {}
-    for name, given in stage.ranges.items():
+    for name, given in signature.sizes.items():
         factors = {factor for factor, other in (split_side(s) for s in sides if isinstance(s, str)) if other == name}
         size = max(2, given.least)
         while taken & {factor * size for factor in factors}:
@@ -93,10 +109,10 @@ def _strip(model: onnx.ModelProto) -> None:
     del model.graph.value_info[:]
 
 
-def _check(model: onnx.ModelProto, stage: Stage) -> None:
+def _check(model: onnx.ModelProto, stage: BoundStage) -> None:
     for kind, values, specs in (
-        ("inputs", model.graph.input, stage.inputs),
-        ("outputs", model.graph.output, stage.outputs),
+        ("inputs", model.graph.input, stage.signature.inputs),
+        ("outputs", model.graph.output, stage.signature.outputs),
     ):
         names, wanted = [value.name for value in values], [spec.name for spec in specs]
         if names != wanted:

@@ -8,17 +8,21 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from diffbody_ref.ops.images import Picture, read_image
+from diffbody_ref.ops.progress import Progress, silent
+from diffbody_ref.ops.tensors import read_sizes
 from diffbody_ref.pipeline import DiffBodyPipeline
-from export.stages import Progress, Stage, stages
-from runtime.bundle import Bundle, read_sizes
+from diffbody_ref.stages import BoundStage, bind_stages
+from runtime.bundle import Bundle
+from runtime.engines import EngineConfig
 from runtime.restore import Restorer
 
 REPORT_JSON, REPORT_PAGE = "parity.json", "parity.md"
-SAMPLE = Path(__file__).parent.parent / "samples" / "degraded" / "synthetic_1.jpg"
+SAMPLE = Path(__file__).parent / "sample.jpg"
 END_TO_END_STEPS = 6
 LEAST_PSNR = {"float32": 45.0, "float16": 35.0, "bfloat16": 25.0}  # dB, end to end
 
@@ -35,8 +39,15 @@ class Row:
     """One output of one run of a stage.
 
     Attributes:
-        inputs: "random" or "sample run". sizes: the dynamic sizes.
-        max_abs, relative_l2, cosine: |a − b| at most, ‖a − b‖/‖b‖, and 1 − cos(a, b).
+        stage: its name.
+        output: the output's name.
+        inputs: "random" or "sample run".
+        sizes: the dynamic sizes.
+        max_abs: |a − b| at most.
+        relative_l2: ‖a − b‖/‖b‖.
+        cosine: 1 − cos(a, b).
+        tolerance: what the median of relative_l2 over runs may be at most.
+        worst: what relative_l2 of one run may be at most.
     """
 
     stage: str
@@ -51,8 +62,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Rows of all stages, and the PSNR between both restorations of the sample in dB."""
+class ParityReport:
+    """How near the graphs of one precision are.
+
+    Attributes:
+        precision: of the graphs.
+        rows: of all stages.
+        psnr: between both restorations of the sample, in dB.
+    """
 
     precision: str
     rows: list[Row]
@@ -102,8 +119,8 @@ def parity(
     bundle: Bundle,
     precision: str = "float32",
     sample: Path = SAMPLE,
-    progress: Progress | None = None,
-) -> Report:
+    progress: Progress = silent,
+) -> ParityReport:
     """Compare every stage of the bundle with its module, on random inputs and on those of restoring the sample.
 
     Args:
@@ -114,20 +131,25 @@ def parity(
         ImageError: the sample cannot be read.
     """
     picture = read_image(sample)
-    restorer = bundle.restorer(precision=precision)
-    psnr, recorded = _end_to_end(pipeline, restorer, picture)
-    todo = stages(pipeline)
+    recorded: dict[str, list[dict[str, np.ndarray]]] = {}
+
+    def record(stage: str, feed: dict[str, np.ndarray], outputs: dict[str, np.ndarray], seconds: float) -> None:
+        recorded.setdefault(stage, [])[1:] = [feed]  # the first and the last one
+
+    restorer = Restorer.open(bundle, EngineConfig(precision=precision), [record])
+    psnr = _end_to_end(pipeline, restorer, picture)
+    feeds = {stage: list(seen) for stage, seen in recorded.items()}  # what follows is recorded as well
+    todo = bind_stages(pipeline)
     rows: list[Row] = []
     for done, stage in enumerate(todo):
-        if progress is not None:
-            progress(done, len(todo), stage.name)
-        for kind, feed in _feeds(stage, recorded.get(stage.name, [])):
+        progress(done, len(todo), stage.name)
+        for kind, feed in _feeds(stage, feeds.get(stage.name, [])):
             found, wanted = restorer.infer(stage.name, feed), stage.reference(feed)
             rows.extend(_row(stage, name, kind, feed, found[name], wanted[name], precision) for name in wanted)
-    return Report(precision, rows, psnr)
+    return ParityReport(precision, rows, psnr)
 
 
-def write_reports(reports: list[Report], folder: Path) -> None:
+def write_reports(reports: list[ParityReport], folder: Path) -> None:
     """parity.json and parity.md in `folder`."""
     values = [dataclasses.asdict(report) for report in reports]
     (folder / REPORT_JSON).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
@@ -135,24 +157,11 @@ def write_reports(reports: list[Report], folder: Path) -> None:
     (folder / REPORT_PAGE).write_text("\n".join(pages), encoding="utf-8")
 
 
-def _end_to_end(
-    pipeline: DiffBodyPipeline, restorer: Restorer, picture: Picture
-) -> tuple[float, dict[str, list[dict[str, np.ndarray]]]]:
-    """PSNR between both restorations, and the first and last feed of every stage on the way."""
-    recorded: dict[str, list[dict[str, np.ndarray]]] = {}
-    infer = restorer.infer
-
-    def recording(stage: str, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        feeds = recorded.setdefault(stage, [])
-        feeds[1:] = [feed]
-        return infer(stage, feed)
-
-    restorer.infer = recording
-    call = {"num_inference_steps": END_TO_END_STEPS, "seed": 0}
-    found = restorer.restore(picture, **call).pixels  # type: ignore[arg-type]
-    restorer.infer = infer
+def _end_to_end(pipeline: DiffBodyPipeline, restorer: Restorer, picture: Picture) -> float:
+    """PSNR in dB between both restorations."""
+    call: dict[str, Any] = {"num_inference_steps": END_TO_END_STEPS, "seed": 0}
     (wanted,) = pipeline(picture, **call, output_type="np").images
-    return agreement(found, wanted), recorded
+    return agreement(restorer.restore(picture, **call).pixels, wanted)
 
 
 def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -160,16 +169,17 @@ def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(-10.0 * np.log10(max(np.square(found - wanted).mean(), 1e-20)))
 
 
-def _feeds(stage: Stage, recorded: list[dict[str, np.ndarray]]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def _feeds(stage: BoundStage, recorded: list[dict[str, np.ndarray]]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    ranges = stage.signature.sizes
     for seed, sizes in enumerate(SIZES):
-        fitting = {name: max(size, stage.ranges[name].least) for name, size in sizes.items() if name in stage.ranges}
+        fitting = {name: max(size, ranges[name].least) for name, size in sizes.items() if name in ranges}
         yield "random", stage.example(fitting, seed)
     for feed in recorded:
         yield "sample run", feed
 
 
 def _row(
-    stage: Stage,
+    stage: BoundStage,
     output: str,
     kind: str,
     feed: dict[str, np.ndarray],
@@ -182,6 +192,6 @@ def _row(
     relative = float(np.linalg.norm(a - b)) / max(size, 1e-6)
     cosine = 1.0 - float(a @ b) / max(float(np.linalg.norm(a)) * size, 1e-12) if size > 1e-6 else 0.0
     most = float(np.abs(a - b).max(initial=0.0))
-    sizes = read_sizes(stage.inputs, feed)
-    tolerance, worst = stage.tolerance[precision], stage.worst[precision]
+    sizes = read_sizes(stage.signature.inputs, feed)
+    tolerance, worst = stage.module.tolerance[precision], stage.module.tolerance_of_one_run[precision]
     return Row(stage.name, output, kind, sizes, most, relative, cosine, tolerance, worst)

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from export.stages import Progress
-from runtime.bundle import MANIFEST, Bundle, PlanTarget, StageEntry, TensorSpec, file_entry, graph_kind
+from diffbody_ref.ops.files import write_whole
+from diffbody_ref.ops.progress import Progress, silent
+from diffbody_ref.ops.tensors import TensorSpec
+from runtime.bundle import MANIFEST, Bundle, PlanTarget, StageEntry, file_entry, graph_kind
 from runtime.engines.tensorrt import import_tensorrt
 
 TIMING_CACHE = "timing.cache"
 
 
-def add_plans(folder: Path, target: PlanTarget, progress: Progress | None = None) -> Path:
+def add_plans(folder: Path, target: PlanTarget, progress: Progress = silent) -> Path:
     """Build a plan of every stage into the bundle in `folder`, replacing those of the same target.
 
     The manifest names the new ones once all are there, so that the bundle is whole at any time; a cut build goes on
@@ -31,8 +33,7 @@ def add_plans(folder: Path, target: PlanTarget, progress: Progress | None = None
     entries = bundle.manifest.stages
     built: dict[str, Path] = {}
     for done, (name, entry) in enumerate(entries.items()):
-        if progress is not None:
-            progress(done, len(entries), name)
+        progress(done, len(entries), name)
         if source not in entry.graphs:
             raise ValueError(f"{folder}: has no {target.precision} graph of {name}; export it with that --precision")
         graph = entry.graphs[source]
@@ -59,9 +60,7 @@ def _name_plans(bundle: Bundle, target: PlanTarget, built: dict[str, Path]) -> N
     files |= {path: file_entry(bundle.folder / path) for path in paths.values()}
     others = tuple(plan for plan in manifest.plans if plan.kind != target.kind)
     changed = dataclasses.replace(manifest, stages=stages, files=files, plans=(*others, target))
-    fresh = bundle.folder / f".{MANIFEST}.new"
-    fresh.write_text(changed.to_json(), encoding="utf-8")
-    fresh.replace(bundle.folder / MANIFEST)
+    write_whole(bundle.folder / MANIFEST, changed.to_json())
 
 
 def build_plan(graph: Path, entry: StageEntry, target: PlanTarget, out: Path) -> Path:

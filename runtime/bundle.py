@@ -14,24 +14,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-if TYPE_CHECKING:
-    from runtime.engines.pool import EnginePool
-    from runtime.restore import Restorer
+from diffbody_ref.ops.geometry import Geometry
+from diffbody_ref.ops.options import ModelSettings
+from diffbody_ref.ops.tensors import SizeRange, TensorSpec
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 def graph_kind(precision: str) -> str:
-    """How a stage's entry calls its ONNX graph that calculates in a precision."""
+    """The key in `StageEntry.graphs` of the ONNX graph that calculates in a precision."""
     return f"onnx-{precision}"
 
 
@@ -40,72 +36,15 @@ class BundleError(ValueError):
 
 
 @dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a stage.
+class StageEntry:
+    """One stage.
 
     Attributes:
-        name: in the graph.
-        dtype: numpy's name of it.
-        shape: whole numbers, and dynamic sizes as "name" or "factor*name": "16*height" is a multiple of 16.
+        inputs: its input tensors, in the graph's order.
+        outputs: its output tensors, in the graph's order.
+        sizes: the range of each dynamic size.
+        graphs: paths in the bundle by kind, such as "onnx-float32".
     """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    def with_sizes(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape where the dynamic sizes are these."""
-        return tuple(side if isinstance(side, int) else _scaled(side, sizes) for side in self.shape)
-
-
-@dataclass(frozen=True)
-class SizeRange:
-    """A dynamic size: what an engine must accept, and what it is tuned for."""
-
-    least: int
-    usual: int
-    most: int
-
-
-def split_side(side: str) -> tuple[int, str]:
-    """ "16*height" → (16, "height"); "batch" → (1, "batch")."""
-    factor, _, name = side.rpartition("*")
-    return int(factor or 1), name
-
-
-def _scaled(side: str, sizes: Mapping[str, int]) -> int:
-    factor, name = split_side(side)
-    return factor * sizes[name]
-
-
-def read_sizes(specs: Sequence[TensorSpec], feed: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """The dynamic sizes that a feed has.
-
-    Raises:
-        ValueError: a tensor is missing or unknown, has another dtype or shape, or two disagree on a size.
-    """
-    if unknown := feed.keys() - {spec.name for spec in specs}:
-        raise ValueError(f"unknown input {min(unknown)!r}; known are {', '.join(spec.name for spec in specs)}")
-    sizes: dict[str, int] = {}
-    for spec in specs:
-        if spec.name not in feed:
-            raise ValueError(f"input {spec.name!r} is missing")
-        array = feed[spec.name]
-        wanted = f"input {spec.name!r} must be {spec.dtype} of shape {spec.shape}"
-        if array.dtype.name != spec.dtype or array.ndim != len(spec.shape):
-            raise ValueError(f"{wanted}, not {array.dtype.name} of {array.shape}")
-        for side, size in zip(spec.shape, array.shape, strict=True):
-            factor, name = (size, "") if isinstance(side, int) else split_side(side)
-            if (isinstance(side, int) and side != size) or size % max(factor, 1):
-                raise ValueError(f"{wanted}, not {array.shape}")
-            if name and sizes.setdefault(name, size // factor) != size // factor:
-                raise ValueError(f"{wanted}, but {name} is {sizes[name]} elsewhere and {size // factor} here")
-    return sizes
-
-
-@dataclass(frozen=True)
-class StageEntry:
-    """One stage: its tensors, its dynamic sizes, and its graphs by kind ("onnx-float32") as paths in the bundle."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -126,7 +65,8 @@ class PlanTarget:
     """What TensorRT plans were made for: they run nowhere else.
 
     Attributes:
-        flavour: the Python module that makes and runs them, "tensorrt" or "tensorrt_rtx". version: of it.
+        flavour: the Python module that makes and runs them, "tensorrt" or "tensorrt_rtx".
+        version: of that module.
         compute_capabilities: of the GPUs, such as "8.9".
         precision: of the graphs that they were made from.
     """
@@ -138,30 +78,9 @@ class PlanTarget:
 
     @property
     def kind(self) -> str:
-        """How a stage's entry calls its plan: "tensorrt_rtx-1.7.1.116-sm89-float16"."""
+        """The key in `StageEntry.graphs` of such a plan: "tensorrt_rtx-1.7.1.116-sm89-float16"."""
         gpus = "-".join(f"sm{capability.replace('.', '')}" for capability in self.compute_capabilities)
         return f"{self.flavour}-{self.version}-{gpus}-{self.precision}"
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The numbers that tie the stages together.
-
-    Attributes:
-        multiple: sides of working pictures are multiples of this. factor: pixels per latent cell along a side.
-        latent_channels: of the latents. text_length: token ids a prompt is cut or padded to.
-        detector_size: side of the detector's square input. pose_height, pose_width: of the pose network's crops.
-        part_names: K parts, in the order of the attention maps.
-    """
-
-    multiple: int
-    factor: int
-    latent_channels: int
-    text_length: int
-    detector_size: int
-    pose_height: int
-    pose_width: int
-    part_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -169,8 +88,11 @@ class Manifest:
     """What a bundle is.
 
     Attributes:
-        name: of the model. settings: defaults of a call and the base size, by the names of the pipeline's arguments.
+        name: of the model.
+        settings: what the model says of every call.
+        geometry: sizes that several stages share.
         alphas_cumprod: ᾱ of the training timesteps, from which every sampler's coefficients follow.
+        stages: the stages by name.
         tokenizer: of the tokenizers library, as JSON without its vocabulary, which the folder tokenizer/ holds.
         plans: the TensorRT plans that every stage has.
         files: every file that engines read, but the manifest, by its path in the bundle.
@@ -178,7 +100,7 @@ class Manifest:
     """
 
     name: str
-    settings: dict[str, Any]
+    settings: ModelSettings
     geometry: Geometry
     alphas_cumprod: tuple[float, ...]
     stages: dict[str, StageEntry]
@@ -237,7 +159,8 @@ def _manifest(values: dict[str, Any]) -> Manifest:
         for name, stage in values["stages"].items()
     }
     files = {name: FileEntry(**entry) for name, entry in values["files"].items()}
-    known: dict[str, Any] = {"geometry": Geometry(**geometry), "stages": stages, "files": files}
+    settings = ModelSettings(**values["settings"])
+    known: dict[str, Any] = {"settings": settings, "geometry": Geometry(**geometry), "stages": stages, "files": files}
     known["plans"] = tuple(
         PlanTarget(**{**plan, "compute_capabilities": tuple(plan["compute_capabilities"])}) for plan in values["plans"]
     )
@@ -282,49 +205,3 @@ class Bundle:
         """
         folder = Path(folder)
         return cls(folder, read_manifest(folder, verify))
-
-    def restorer(
-        self,
-        engine: str = "onnxruntime",
-        guidance: str = "engine",
-        device: str = "auto",
-        threads: int | None = None,
-        low_memory: bool = False,
-        precision: str = "float32",
-    ) -> Restorer:
-        """What restores pictures on this bundle's graphs; see `runtime.restore.Restorer`.
-
-        Args:
-            engine: "onnxruntime", "tensorrt" (the bundle's plans), or "torch" (the networks themselves).
-            guidance: "engine", or "torch": what runs the gradient of eq. 6.
-            device: "cpu", "cuda", or "auto": a GPU where the engine can use one. Plans run on a GPU only.
-            threads: of an operator on the CPU; None is all cores.
-            low_memory: hold one stage's engine at a time.
-            precision: what the networks calculate in, "float32", or another of `PRECISIONS` that the bundle has.
-
-        Raises:
-            ValueError: the bundle has no such graphs; unknown engine, guidance, device or precision.
-        """
-        from runtime.restore import Restorer, load_tokenizer
-
-        pool = self.engines(engine, guidance, device, threads, low_memory, precision)
-        return Restorer(self.manifest, pool.infer, load_tokenizer(self))
-
-    def engines(
-        self,
-        engine: str = "onnxruntime",
-        guidance: str = "engine",
-        device: str = "auto",
-        threads: int | None = None,
-        low_memory: bool = False,
-        precision: str = "float32",
-    ) -> EnginePool:
-        """What runs this bundle's stages by name; arguments and errors as those of `restorer`."""
-        from runtime.engines.pool import EnginePool
-
-        if guidance not in ("engine", "torch"):
-            raise ValueError(f"unknown guidance {guidance!r}, choose one of engine, torch")
-        kinds = dict.fromkeys(self.manifest.stages, engine)
-        if guidance == "torch":
-            kinds["guidance"] = "torch"
-        return EnginePool(self, kinds, device, threads, low_memory, precision)

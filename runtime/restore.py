@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from diffbody_ref.ops.colour import match_colour
 from diffbody_ref.ops.drawing import draw_pose
-from diffbody_ref.ops.images import ImageInput, Picture, as_picture, crop, pad_to_multiple, resize, working_size
+from diffbody_ref.ops.images import ImageInput, Picture, as_picture, to_image
 from diffbody_ref.ops.noise import check_seed, philox_noise
 from diffbody_ref.ops.options import RestoreOptions
 from diffbody_ref.ops.pose import crop_people, decode_simcc, letterbox, person_crop
-from diffbody_ref.ops.results import NO_PERSON, Intermediates
+from diffbody_ref.ops.processing import Sizes, postprocess, preprocess, reconstruct, resize_alpha, to_pixels
+from diffbody_ref.ops.results import Intermediates, notices
+from diffbody_ref.ops.samplers import StepInfo, initial_latents, make_schedule
+from diffbody_ref.ops.tiling import Cells, in_tiles
 from runtime.bundle import Bundle, Manifest
-from runtime.denoising import Sampling, Target, View, advance, constant, views
-from runtime.engines import Infer
-from runtime.sampling import Step, Trajectory, initial_latents, sampler_schedule
-from runtime.tiles import Cells, in_tiles
+from runtime.engines import EngineConfig, Infer, Observer
+from runtime.engines.pool import EnginePool
+from runtime.steps import Sampling, Target, View, advance, constant, views
 
 EMBEDDINGS = 64  # prompts whose embeddings are kept
 
@@ -30,30 +32,37 @@ Tokenize = Callable[[str], np.ndarray]
 """Prompt → token ids, int64 (text_length,)."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Restored:
-    """A restored picture, float32 (H, W, 3) in [0, 1], what was found on the way, and notices for whoever asked."""
+    """A restored picture.
+
+    Attributes:
+        pixels: float32 (H, W, 3), RGB in [0, 1].
+        alpha: float32 (H, W) in [0, 1], at the same size; None where the input had none.
+        found: what was found on the way.
+        notices: lines for whoever asked, such as that nobody was found.
+    """
 
     pixels: np.ndarray
+    alpha: np.ndarray | None
     found: Intermediates
     notices: list[str]
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of one picture: height and width at work, with the padding, and of the output."""
-
-    height: int
-    width: int
-    padded_height: int
-    padded_width: int
-    output_height: int
-    output_width: int
+    @property
+    def image(self) -> Image.Image:
+        """The picture as Pillow's: RGB, or RGBA where the input had alpha."""
+        return to_image(self.pixels, self.alpha)
 
 
 @dataclass(frozen=True)
 class People:
-    """The people in a picture: boxes (N, 5), keypoints (N, 133, 3), and the poses drawn, (1, 3, H, W) in [0, 1]."""
+    """The people in a picture.
+
+    Attributes:
+        boxes: float32 (N, 5), x0, y0, x1, y1 in pixels and the score.
+        keypoints: float32 (N, 133, 3), x, y in pixels and a score.
+        pose: float32 (1, 3, H, W) in [0, 1], the drawn poses.
+    """
 
     boxes: np.ndarray
     keypoints: np.ndarray
@@ -62,7 +71,12 @@ class People:
 
 @dataclass(frozen=True)
 class Parts:
-    """Part maps of all people over one another, (1, K+1, H, W); and of each, what body guidance aims at."""
+    """The body parts of the people in a picture.
+
+    Attributes:
+        attention: float32 (1, K+1, H, W) in [0, 1], the part maps of all people over one another.
+        target: what body guidance aims at.
+    """
 
     attention: np.ndarray
     target: Target
@@ -74,7 +88,7 @@ class Restorer:
     Pictures between the steps are float32 (1, 3, H, W) of the padded working size, latents (1, C, h, w).
 
     Args:
-        manifest: of the bundle.
+        manifest: the bundle's.
         infer: runs a stage.
         tokenize: the bundle's tokenizer.
     """
@@ -84,17 +98,23 @@ class Restorer:
         self.geometry, self.settings = manifest.geometry, manifest.settings
         self._embed = lru_cache(EMBEDDINGS)(self._encode_prompt)
 
-    def options(self, **asked: Any) -> RestoreOptions:
-        """`RestoreOptions` of a call: what was not asked for (None) is the bundle's value, or the class's.
+    @classmethod
+    def open(
+        cls, bundle: Bundle | str | Path, config: EngineConfig | None = None, observers: Sequence[Observer] = ()
+    ) -> Restorer:
+        """What restores pictures on a bundle's engines.
+
+        Args:
+            bundle: an opened one, or its folder.
+            config: how its stages are run.
+            observers: called after every inference, see `runtime.engines.Observer`.
 
         Raises:
-            ValueError: an unknown option, or a value out of its range.
+            BundleError: the folder is no usable bundle.
+            ValueError: the bundle lacks what the engines need, or the machine does.
         """
-        names = [f.name for f in dataclasses.fields(RestoreOptions)]
-        if unknown := asked.keys() - set(names):
-            raise ValueError(f"unknown option {min(unknown)!r}; known are {', '.join(names)}")
-        preset = {name: value for name, value in self.settings.items() if name in names}
-        return RestoreOptions(**{**preset, **{name: value for name, value in asked.items() if value is not None}})
+        bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        return cls(bundle.manifest, EnginePool(bundle, config, observers).infer, load_tokenizer(bundle))
 
     def restore(
         self,
@@ -103,66 +123,54 @@ class Restorer:
         negative_prompt: str | None = None,
         *,
         seed: int = 0,
-        callback: Callable[[Step], None] | None = None,
+        callback: Callable[[StepInfo], None] | None = None,
         **options: Any,
     ) -> Restored:
         """Restore a picture; arguments as those of `diffbody_ref.pipeline.DiffBodyPipeline`.
 
         Raises:
-            ValueError: a value out of its range.
+            ValueError: an unknown option, or a value out of its range.
         """
-        settings = self.options(**options)
+        asked = self.settings.options(**options)
         check_seed(seed)
         picture = as_picture(image)
-        sizes = self.sizes(picture, settings)
-        low = self.prepare(picture, sizes)
-        regression = self.regress(low, settings)
-        people = self.find_people(regression, settings)
+        sizes = self.sizes(picture, asked)
+        low = preprocess(picture, sizes)
+        regression = self.regress(low, asked)
+        people = self.find_people(regression, asked)
         parts = self.find_parts(regression, people.boxes)
-        text = self.encode_text(prompt or "", negative_prompt or "", settings)
-        z_r = self.encode(regression, settings)
-        sampling = self.begin(z_r, people.pose, parts, text, settings, seed)
-        while not sampling.trajectory.done:
+        text = self.encode_text(prompt or "", negative_prompt or "", asked)
+        z_r = self.encode(regression, asked)
+        sampling = self.begin(z_r, people.pose, parts, text, asked, seed)
+        while not sampling.done:
             (step,) = advance([sampling], self.infer, self.manifest)
             if callback is not None:
                 callback(step)
-        decoded = self.reconstruct(sampling.trajectory.latents, z_r, regression, settings)
-        pixels = self.finish(decoded, regression, sizes, settings)
-        found = Intermediates(
-            regression=crop(_pixels(regression), sizes.height, sizes.width),
-            boxes=people.boxes,
-            keypoints=people.keypoints,
-            pose=crop(_pixels(people.pose), sizes.height, sizes.width),
-            attention=parts.attention[0, :, : sizes.height, : sizes.width],
-            loss_curve=sampling.loss_curve,
+        decoded = self.reconstruct(sampling.latents, z_r, regression, asked)
+        pixels = postprocess(decoded, regression, sizes, asked)
+        return Restored(
+            pixels=pixels,
+            alpha=None if picture.alpha is None else resize_alpha(picture.alpha, *pixels.shape[:2]),
+            found=Intermediates.without_padding(
+                sizes, regression, people.boxes, people.keypoints, people.pose, parts.attention, sampling.loss_curve
+            ),
+            notices=notices(len(people.boxes), guided_people(sampling.views), asked),
         )
-        return Restored(pixels, found, notices(people.boxes, sampling.views, settings))
 
-    def sizes(self, picture: Picture, settings: RestoreOptions) -> Sizes:
+    def sizes(self, picture: Picture, options: RestoreOptions) -> Sizes:
         """What the picture is brought to."""
-        height, width = output = picture.pixels.shape[:2]
-        if settings.upscale is not None:
-            height, width = (max(16, round(side * settings.upscale)) for side in (height, width))
-            output = tuple(max(1, round(side * settings.upscale)) for side in output)
-        base = self.settings["base_height"], self.settings["base_width"]
-        size = working_size(height, width, *base, self.geometry.multiple)
-        return Sizes(*size, *(output if settings.upscale is not None else size[:2]))
+        return Sizes.plan(*picture.pixels.shape[:2], options, self.settings, self.geometry.multiple)
 
-    def prepare(self, picture: Picture, sizes: Sizes) -> np.ndarray:
-        """y at its padded working size, within [0, 1]."""
-        pixels = pad_to_multiple(resize(picture.pixels, sizes.height, sizes.width), self.geometry.multiple)
-        return np.ascontiguousarray(np.clip(pixels, 0.0, 1.0).transpose(2, 0, 1)[None])
-
-    def regress(self, low: np.ndarray, settings: RestoreOptions) -> np.ndarray:
+    def regress(self, low: np.ndarray, options: RestoreOptions) -> np.ndarray:
         """r = SwinIR(y), eq. 2."""
-        return self._tiled("restorer", "picture", low, settings, (1, 1))
+        return self._tiled("restorer", "picture", low, options, (1, 1))
 
-    def find_people(self, regression: np.ndarray, settings: RestoreOptions) -> People:
-        """P of eq. 3; nobody where the settings leave structure out."""
+    def find_people(self, regression: np.ndarray, options: RestoreOptions) -> People:
+        """P of eq. 3; nobody where the options leave structure out."""
         nobody = People(np.zeros((0, 5), np.float32), np.zeros((0, 133, 3), np.float32), np.zeros_like(regression))
-        if not settings.use_structure:
+        if not options.use_structure:
             return nobody
-        boxes, keypoints = self.locate_people(_pixels(regression))
+        boxes, keypoints = self.locate_people(to_pixels(regression))
         if not len(boxes):
             return nobody
         drawing = draw_pose(keypoints, *regression.shape[2:]).transpose(2, 0, 1)[None].astype(np.float32)
@@ -197,55 +205,39 @@ class Restorer:
             attention, Target(constant(embeddings), constant(visibility), constant(np.array(windows, np.float32)))
         )
 
-    def encode_text(self, prompt: str, negative_prompt: str, settings: RestoreOptions) -> np.ndarray:
+    def encode_text(self, prompt: str, negative_prompt: str, options: RestoreOptions) -> np.ndarray:
         """c, (1, L, D), and where classifier-free guidance is on also the negative prompt's, (2, L, D)."""
-        prompts = [prompt] + [negative_prompt] * (settings.guidance_scale != 1.0)
+        prompts = [prompt] + [negative_prompt] * (options.guidance_scale != 1.0)
         return np.concatenate([self._embed(each) for each in prompts])
 
-    def encode(self, regression: np.ndarray, settings: RestoreOptions) -> np.ndarray:
+    def encode(self, regression: np.ndarray, options: RestoreOptions) -> np.ndarray:
         """z_r = E(r)."""
-        return self._tiled("vae_encoder", "picture", regression, settings, (1, self.geometry.factor))
+        return self._tiled("vae_encoder", "picture", regression, options, (1, self.geometry.factor))
 
     def begin(
-        self, z_r: np.ndarray, pose: np.ndarray, parts: Parts, text: np.ndarray, settings: RestoreOptions, seed: int
+        self, z_r: np.ndarray, pose: np.ndarray, parts: Parts, text: np.ndarray, options: RestoreOptions, seed: int
     ) -> Sampling:
-        """A sampling that has all its steps before it; `runtime.denoising.advance` does them."""
+        """A sampling that has all its steps before it; `runtime.steps.advance` does them."""
         noise = lambda step: philox_noise(seed, step, z_r.shape[1:])[None]  # noqa: E731
-        schedule = sampler_schedule(settings.sampler, settings.num_inference_steps, settings.strength)
-        start = initial_latents(z_r, schedule, noise, settings.strength)
-        maps = np.concatenate([pose * settings.use_pose, parts.attention * settings.use_attention], axis=1)
-        condition = np.concatenate([z_r, _block_means(maps, self.geometry.factor)], axis=1)
-        assert settings.tile_size is not None  # the bundle's, see options()
-        guided = settings.body_guidance_scale > 0 and len(parts.target.windows)
-        looked_at = views(parts.target, z_r.shape[2:], settings.tile_size, self.geometry) if guided else []
-        return Sampling(
-            Trajectory(settings.sampler, schedule, start, noise),
-            condition,
-            text,
-            settings,
-            looked_at,
+        schedule = make_schedule(
+            options.sampler, options.num_inference_steps, options.strength, self.manifest.alphas_cumprod
         )
+        start = initial_latents(schedule, z_r, noise, options.strength)
+        maps = np.concatenate([pose * options.use_pose, parts.attention * options.use_attention], axis=1)
+        condition = np.concatenate([z_r, _block_means(maps, self.geometry.factor)], axis=1)
+        guided = options.body_guidance_scale > 0 and len(parts.target.windows)
+        seen = views(parts.target, z_r.shape[2:], options.tile_size, self.geometry) if guided else []
+        return Sampling(schedule, start, noise, condition, text, options, seen)
 
-    def decode(self, latents: np.ndarray, settings: RestoreOptions) -> np.ndarray:
+    def decode(self, latents: np.ndarray, options: RestoreOptions) -> np.ndarray:
         """D(z)."""
-        return self._tiled("vae_decoder", "latents", latents, settings, (self.geometry.factor, 1), self.geometry.factor)
+        return self._tiled("vae_decoder", "latents", latents, options, (self.geometry.factor, 1), self.geometry.factor)
 
     def reconstruct(
-        self, latents: np.ndarray, z_r: np.ndarray, regression: np.ndarray, settings: RestoreOptions
+        self, latents: np.ndarray, z_r: np.ndarray, regression: np.ndarray, options: RestoreOptions
     ) -> np.ndarray:
-        """D(z_0), to which the settings may add the residual, r − D(z_r): what the autoencoder loses of r."""
-        decoded = self.decode(latents, settings)
-        if settings.use_residual:
-            decoded = decoded + (regression - self.decode(z_r, settings))
-        return decoded
-
-    def finish(self, decoded: np.ndarray, regression: np.ndarray, sizes: Sizes, settings: RestoreOptions) -> np.ndarray:
-        """The colours corrected after r, at the asked size: float32 (H, W, 3) in [0, 1]."""
-        ours, theirs = (crop(_pixels(picture), sizes.height, sizes.width) for picture in (decoded, regression))
-        pixels = match_colour(ours, theirs, settings.colour_fix)
-        if settings.upscale is not None:
-            pixels = resize(pixels, sizes.output_height, sizes.output_width)
-        return np.clip(pixels, 0.0, 1.0).astype(np.float32)
+        """D(z_0), to which the options may add the residual; see `ops.processing.reconstruct`."""
+        return reconstruct(lambda z: self.decode(z, options), latents, z_r, regression, options)
 
     def _detect(self, pixels: np.ndarray) -> np.ndarray:
         """People in a picture: float32 (N, 5), x0, y0, x1, y1 in pixels and the score, best first."""
@@ -262,7 +254,7 @@ class Restorer:
         stage: str,
         name: str,
         inputs: np.ndarray,
-        settings: RestoreOptions,
+        options: RestoreOptions,
         factor: tuple[int, int],
         cell: int = 1,
     ) -> np.ndarray:
@@ -271,22 +263,12 @@ class Restorer:
         def one_tile(cells: Cells) -> np.ndarray:
             return next(iter(self.infer(stage, {name: np.ascontiguousarray(inputs[cells])}).values()))
 
-        assert settings.tile_size is not None  # the bundle's, see options()
-        return in_tiles(one_tile, inputs.shape[2:], settings.tile_size, self.geometry.multiple, factor, cell)
+        return in_tiles(one_tile, inputs.shape[2:], options.tile_size, self.geometry.multiple, factor, cell)
 
 
-def notices(found: np.ndarray, guided: Sequence[View], settings: RestoreOptions) -> list[str]:
-    """What whoever asked should know of a restoration.
-
-    Args:
-        found: boxes of the people in the picture. guided: what body guidance looks at.
-    """
-    if settings.use_structure and not len(found):
-        return [NO_PERSON]
-    left_out = len(found) - sum(len(view.target.windows) for view in guided)
-    if settings.body_guidance_scale > 0 and left_out:
-        return [f"{left_out} of {len(found)} people are not guided: larger than a tile, {settings.tile_size} pixels"]
-    return []
+def guided_people(seen: Sequence[View]) -> int:
+    """How many people body guidance looks at."""
+    return sum(len(view.target.windows) for view in seen)
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenize:
@@ -301,11 +283,6 @@ def load_tokenizer(bundle: Bundle) -> Tokenize:
     model = {**frame["model"], "vocab": vocabulary, "merges": merges}
     tokenizer = Tokenizer.from_str(json.dumps({**frame, "model": model}))
     return lambda prompt: np.array(tokenizer.encode(prompt).ids, np.int64)
-
-
-def _pixels(array: np.ndarray) -> np.ndarray:
-    """(1, 3, H, W) to (H, W, 3)."""
-    return array[0].transpose(1, 2, 0)
 
 
 def _block_means(maps: np.ndarray, factor: int) -> np.ndarray:

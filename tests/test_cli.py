@@ -13,7 +13,7 @@ import pytest
 
 import diffbody
 from diffbody_ref.ops.images import read_image
-from diffbody_ref.weights import NANO_FOLDER
+from diffbody_ref.ops.builtin import NANO_FOLDER
 from runtime.bundle import Bundle
 
 SLOW = ("torch", "diffusers", "transformers", "scipy", "numpy", "PIL")

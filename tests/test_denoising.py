@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffbody_ref.weights import NANO_FOLDER
+from diffbody_ref.ops.builtin import NANO_FOLDER
 from runtime.bundle import Bundle
 from runtime.denoising import Sampling, Target, advance, views
 from runtime.restore import Parts, Restorer

@@ -394,7 +394,7 @@ def test_a_peer_that_is_not_installed_is_left_out(
 def test_structure_suite_from_detection_to_tables(tmp_path: Path) -> None:
     """With nano's own networks, on figures that are hardly people: all is written, and found again."""
     from diffbody_ref.loading import load_pipeline
-    from diffbody_ref.weights import NANO_FOLDER
+    from diffbody_ref.ops.builtin import NANO_FOLDER
 
     subjects = Subjects([write_people(tmp_path / "people", identities=2, views=2)])
     pipeline = load_pipeline(NANO_FOLDER, "cpu")

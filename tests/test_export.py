@@ -22,7 +22,7 @@ from diffbody_ref.modules import MODULES, Detector
 from diffbody_ref.ops.images import read_image
 from diffbody_ref.ops.pose import select_people
 from diffbody_ref.pipeline import NO_PERSON, DiffBodyPipeline
-from diffbody_ref.weights import NANO_FOLDER
+from diffbody_ref.ops.builtin import NANO_FOLDER
 from export.bundle import export_bundle
 from export.gradient import gradient_graph
 from export.onnx import export_onnx

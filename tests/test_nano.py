@@ -11,7 +11,7 @@ from safetensors import safe_open
 from diffbody_ref.evaluation.measures import psnr, sharpness
 from diffbody_ref.ops.images import read_image, resize
 from diffbody_ref.pipeline import NO_PERSON, DiffBodyOutput, DiffBodyPipeline
-from diffbody_ref.weights import NANO_FOLDER
+from diffbody_ref.ops.builtin import NANO_FOLDER
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 BUDGET = 32_000_000  # bytes of all weights together

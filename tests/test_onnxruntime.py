@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffbody_ref.weights import NANO_FOLDER
+from diffbody_ref.ops.builtin import NANO_FOLDER
 from runtime.bundle import Bundle, FileEntry
 from runtime.engines import cache
 from runtime.engines.onnxruntime import Binding, OnnxRuntimeEngine

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffbody_ref.modules import MODULES
-from diffbody_ref.weights import NANO_FOLDER
+from diffbody_ref.ops.builtin import NANO_FOLDER
 from export.tensorrt import add_plans, build_plan, profile_shapes
 from runtime.bundle import Bundle, PlanTarget, TensorSpec, graph_kind
 from runtime.engines.cuda import compute_capability

@@ -30,7 +30,7 @@ from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.encoded import SHARD, EncodedRows, encode_missing
 from diffbody_ref.training.loop import is_finished, learning_rate_at, train
 from diffbody_ref.training.stages import Stage, build_stage
-from diffbody_ref.weights import NANO_FOLDER
+from diffbody_ref.ops.builtin import NANO_FOLDER
 from tests.people import write_people
 from tests.test_training import config_for, weights
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffbody_ref.weights import NANO_FOLDER
+from diffbody_ref.ops.builtin import NANO_FOLDER
 
 TOKENIZER_FOLDER = NANO_FOLDER / "tokenizer"
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -63,15 +63,6 @@ class Picture:
 
 
 ImageInput = Image.Image | np.ndarray | Picture
-
-
-class WorkingSize(NamedTuple):
-    """The size a picture is restored at: first resized to height × width, then padded at the bottom and right."""
-
-    height: int
-    width: int
-    padded_height: int
-    padded_width: int
 
 
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Picture:
@@ -201,6 +192,22 @@ def as_picture(image: ImageInput) -> Picture:
     return image
 
 
+def to_image(pixels: np.ndarray, alpha: np.ndarray | None = None) -> Image.Image:
+    """A picture as Pillow's, with 8 bits a channel: RGB, or RGBA where there is an alpha.
+
+    Args:
+        pixels: float (H, W, 3); clipped to [0, 1].
+        alpha: float (H, W), the same, or None.
+
+    Raises:
+        ImageError: a value is not finite.
+    """
+    values = pixels if alpha is None else np.dstack([pixels, alpha])
+    if not np.isfinite(values).all():
+        raise ImageError("pixels hold values that are not finite")
+    return Image.fromarray(np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8))
+
+
 def encode_image(pixels: np.ndarray, alpha: np.ndarray | None = None, format: str = "png") -> bytes:
     """Encode a picture with 8 bits a channel.
 
@@ -222,10 +229,7 @@ def encode_image(pixels: np.ndarray, alpha: np.ndarray | None = None, format: st
     if alpha is not None and name == "JPEG":
         opacity = np.clip(alpha, 0.0, 1.0)[:, :, None]
         pixels, alpha = np.clip(pixels, 0.0, 1.0) * opacity + (1.0 - opacity), None
-    values = pixels if alpha is None else np.dstack([pixels, alpha])
-    if not np.isfinite(values).all():
-        raise ImageError("pixels hold values that are not finite")
-    image = Image.fromarray(np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8))
+    image = to_image(pixels, alpha)
     buffer = io.BytesIO()
     try:
         image.save(buffer, format=name, **_SAVE_OPTIONS[name])
@@ -289,37 +293,36 @@ def resize(pixels: np.ndarray, height: int, width: int, method: str = "bicubic")
     return resized[:, :, 0] if pixels.ndim == 2 else resized
 
 
-def working_size(height: int, width: int, base_height: int, base_width: int, multiple: int) -> WorkingSize:
-    """The size to restore a picture at.
+def working_size(height: int, width: int, base_height: int, base_width: int) -> tuple[int, int]:
+    """Height and width in pixels at which a picture is restored, before padding.
 
     A picture of less area than the base is scaled up, its aspect kept, to at least the base's area; a larger one keeps
-    its size. The padded size is the next multiple of `multiple` on both sides.
+    its size.
 
     Raises:
-        ValueError: a size or the multiple is not positive.
+        ValueError: a size is not positive.
     """
-    if min(height, width, base_height, base_width, multiple) < 1:
-        sizes = f"{height}x{width}, base {base_height}x{base_width}, multiple {multiple}"
-        raise ValueError(f"sizes must be positive, got {sizes}")
+    if min(height, width, base_height, base_width) < 1:
+        raise ValueError(f"sizes must be positive, got {height}x{width}, base {base_height}x{base_width}")
     if height * width < base_height * base_width:
         scale = math.sqrt(base_height * base_width / (height * width))
         # The margin keeps a product that is whole but for rounding from being lifted to the next integer.
         height, width = math.ceil(height * scale - 1e-9), math.ceil(width * scale - 1e-9)
-    return WorkingSize(height, width, _round_up(height, multiple), _round_up(width, multiple))
+    return height, width
 
 
-def pad_to_multiple(pixels: np.ndarray, multiple: int) -> np.ndarray:
-    """Pad (H, W) or (H, W, C) at the bottom and right, so that both sides are multiples of `multiple`.
+def pad(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pad (H, W) or (H, W, C) at the bottom and right to height × width; `crop` undoes it.
 
-    The padding mirrors the picture; where the picture is too small for that, it repeats the edge. `crop` undoes it.
+    The padding mirrors the picture; where the picture is too small for that, it repeats the edge.
 
     Raises:
-        ValueError: `multiple` is not positive.
+        ValueError: the array is larger than that.
     """
-    if multiple < 1:
-        raise ValueError(f"multiple must be positive, got {multiple}")
-    for axis in (0, 1):
-        missing = _round_up(pixels.shape[axis], multiple) - pixels.shape[axis]
+    for axis, size in enumerate((height, width)):
+        missing = size - pixels.shape[axis]
+        if missing < 0:
+            raise ValueError(f"cannot pad {pixels.shape[0]}x{pixels.shape[1]} to {height}x{width}")
         widths = [(0, missing if index == axis else 0) for index in range(pixels.ndim)]
         if missing:
             pixels = np.pad(pixels, widths, mode="reflect" if missing < pixels.shape[axis] else "edge")
@@ -327,7 +330,7 @@ def pad_to_multiple(pixels: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The top left height × width of (H, W) or (H, W, C): what `pad_to_multiple` was given.
+    """The top left height × width of (H, W) or (H, W, C): what `pad` was given.
 
     Raises:
         ValueError: the array is smaller than that.
@@ -337,5 +340,6 @@ def crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return pixels[:height, :width]
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
+    """The next multiple, or the value itself if it is one."""
     return -(-value // multiple) * multiple

@@ -1,14 +1,85 @@
-"""What can be asked of one restoration: shared by the reference, the runtime and the server."""
+"""What can be asked of one restoration, and the defaults of it all: shared by the reference, the runtime and the server."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from diffbody_ref.ops.colour import COLOUR_METHODS
-from diffbody_ref.ops.schedule import NUM_TRAIN_TIMESTEPS, SAMPLERS, space_timesteps, steps_to_run
+from diffbody_ref.ops.samplers import NUM_TRAIN_TIMESTEPS, check_sampler, steps_to_run
 
 MAX_UPSCALE = 16.0
+MIN_TILE_SIZE = 128  # pixels
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What a model says of every call on it; the defaults are those of the paper's size, sd21.
+
+    Attributes:
+        base_height: pictures of less area than base_height × base_width are scaled up to it, in pixels.
+        base_width: see `base_height`.
+        tile_size: side in pixels above which every stage works in tiles.
+        guidance_scale: the model's default of the option of `RestoreOptions`, as are the following ones.
+        body_guidance_scale: see `RestoreOptions`.
+        strength: see `RestoreOptions`.
+        use_residual: see `RestoreOptions`.
+    """
+
+    base_height: int = 1024
+    base_width: int = 512
+    tile_size: int = 1024
+    guidance_scale: float = 4.0  # DiffBIR's
+    body_guidance_scale: float = 0.1
+    strength: float = 1.0
+    use_residual: bool = False
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> ModelSettings:
+        """The settings among other values, such as those of a pipeline's configuration."""
+        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
+
+    def options(self, **asked: Any) -> RestoreOptions:
+        """The options of a call: what was not asked for (None) is the model's value, or else the class's.
+
+        Raises:
+            ValueError: an unknown option, or a value out of its range.
+        """
+        names = [f.name for f in dataclasses.fields(RestoreOptions)]
+        if unknown := asked.keys() - set(names):
+            raise ValueError(f"unknown option {min(unknown)!r}; known are {', '.join(names)}")
+        own = {name: value for name, value in dataclasses.asdict(self).items() if name in names}
+        return RestoreOptions(**{**own, **{name: value for name, value in asked.items() if value is not None}})
+
+
+PRESETS: dict[str, ModelSettings] = {
+    "sd21": ModelSettings(),
+    # Guidance and strength of nano are measured: see its model card.
+    "nano": ModelSettings(
+        base_height=256,
+        base_width=128,
+        tile_size=512,
+        guidance_scale=1.0,
+        body_guidance_scale=100.0,
+        strength=0.25,
+        use_residual=True,
+    ),
+}
+"""The settings of each size that the project's networks can be built at."""
+
+
+def check_preset(name: str) -> ModelSettings:
+    """The row of `PRESETS`.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 @dataclass(frozen=True)
@@ -17,55 +88,56 @@ class RestoreOptions:
 
     Attributes:
         num_inference_steps: denoising steps, 1..1000.
-        guidance_scale: classifier-free guidance; 1 is off (one denoiser pass a step instead of two).
-        body_guidance_scale: s of eq. 6's step z̃_0 ← z̃_0 − s·∇L; 0 is off.
-        body_guidance_start, body_guidance_stop: guidance is active at timesteps t with stop < t < start.
-        body_guidance_every: active at every k-th step.
+        guidance_scale: scale of classifier-free guidance, from 0; 1 is off (one denoiser pass a step instead of two).
+        body_guidance_scale: s of eq. 6's step z̃_0 ← z̃_0 − s·∇L, from 0; 0 is off.
+        body_guidance_start: body guidance is active at timesteps t with body_guidance_stop < t < body_guidance_start
+            (DiffBIR's convention); the defaults cover every timestep.
+        body_guidance_stop: see `body_guidance_start`.
+        body_guidance_every: body guidance is active at every k-th step only, counted from the first.
         strength: in (0, 1]; 1 starts from noise, less starts from the regression result noised that far.
-        sampler: one of `SAMPLERS`.
+        sampler: a name in `SAMPLERS`.
         colour_fix: one of `COLOUR_METHODS`.
         use_residual: the result is D(z_0) + r − D(z_r): what the autoencoder alone loses of r stays. False: D(z_0), as
             in the paper.
         upscale: output size over input size; None gives the working size (the input's, or at least the base's area).
         use_structure: False looks for nobody: pose and attention are empty, nothing is guided (DiffBIR's method).
-        use_pose, use_attention: False leaves that map empty; people are found and guided all the same (ablations).
-        tile_size: side in pixels above which every stage works in tiles; None is the preset's.
+        use_pose: False leaves the pose map empty; people are found and guided all the same (an ablation).
+        use_attention: False leaves the attention map empty (an ablation).
+        tile_size: side in pixels above which every stage works in tiles, from 128.
 
     Raises:
         ValueError: a value out of its range; names it.
     """
 
     num_inference_steps: int = 50
-    guidance_scale: float = 1.0
-    body_guidance_scale: float = 0.0
+    guidance_scale: float = ModelSettings.guidance_scale
+    body_guidance_scale: float = ModelSettings.body_guidance_scale
     body_guidance_start: int = NUM_TRAIN_TIMESTEPS + 1
     body_guidance_stop: int = -1
     body_guidance_every: int = 1
-    strength: float = 1.0
+    strength: float = ModelSettings.strength
     sampler: str = "ddpm"
     colour_fix: str = "wavelet"
-    use_residual: bool = False
+    use_residual: bool = ModelSettings.use_residual
     upscale: float | None = None
     use_structure: bool = True
     use_pose: bool = True
     use_attention: bool = True
-    tile_size: int | None = None
+    tile_size: int = ModelSettings.tile_size
 
     def __post_init__(self) -> None:
-        space_timesteps(self.num_inference_steps)
         steps_to_run(self.num_inference_steps, self.strength)
+        check_sampler(self.sampler)
         for name in ("guidance_scale", "body_guidance_scale"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a number of at least 0, got {value}")
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler {self.sampler!r}, choose one of {', '.join(SAMPLERS)}")
         if self.colour_fix not in COLOUR_METHODS:
             raise ValueError(f"unknown colour_fix {self.colour_fix!r}, choose one of {', '.join(COLOUR_METHODS)}")
         if self.upscale is not None and not 0 < self.upscale <= MAX_UPSCALE:
             raise ValueError(f"upscale must be above 0 and at most {MAX_UPSCALE:g}, got {self.upscale}")
-        if self.tile_size is not None and self.tile_size < 128:
-            raise ValueError(f"tile_size must be at least 128 pixels, got {self.tile_size}")
+        if self.tile_size < MIN_TILE_SIZE:
+            raise ValueError(f"tile_size must be at least {MIN_TILE_SIZE} pixels, got {self.tile_size}")
         if self.body_guidance_every < 1:
             raise ValueError(f"body_guidance_every must be at least 1, got {self.body_guidance_every}")
         if not -1 <= self.body_guidance_stop < self.body_guidance_start <= NUM_TRAIN_TIMESTEPS + 1:
@@ -73,3 +145,13 @@ class RestoreOptions:
                 f"body guidance needs -1 <= stop < start <= {NUM_TRAIN_TIMESTEPS + 1}, got "
                 f"stop {self.body_guidance_stop} and start {self.body_guidance_start}"
             )
+
+    def guides(self, timestep: int, step: int) -> bool:
+        """Whether body guidance is active at a step.
+
+        Args:
+            timestep: t, 0..999.
+            step: number of the sampling step, from 0.
+        """
+        in_range = self.body_guidance_stop < timestep < self.body_guidance_start
+        return self.body_guidance_scale > 0 and in_range and step % self.body_guidance_every == 0

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
-WINDOW_KINDS = ("gaussian", "uniform")
+OVERLAP = 0.125  # of a tile's side, shared by neighbours
+
+Array = TypeVar("Array")
+"""An array of numpy or a tensor of PyTorch."""
+
+Cells = tuple[Any, slice, slice]
+"""An index of (…, H, W)."""
+
+WHOLE: Cells = (..., slice(None), slice(None))
 
 _GAUSSIAN_VARIANCE = 0.01  # of the tile's side squared, as in Mixture of Diffusers (Jiménez 2023)
 
@@ -77,20 +86,16 @@ def _tile_starts(size: int, tile: int, overlap: int, multiple: int) -> list[int]
     return [min(index * stride, size - tile) for index in range(count)]
 
 
-def feather_window(height: int, width: int, kind: str = "gaussian") -> np.ndarray:
+def feather_window(height: int, width: int) -> np.ndarray:
     """A tile's blending weights, float32 (height, width), all positive, at most 1 and symmetric.
 
-    "gaussian" falls to about 4e-6 at the middle of each side; "uniform" is a plain mean of the tiles.
+    They are Gaussian along both sides and fall to about 4e-6 at the middle of each.
 
     Raises:
-        ValueError: a size is not positive or the kind unknown.
+        ValueError: a size is not positive.
     """
     if height < 1 or width < 1:
         raise ValueError(f"window sizes must be positive, got {height}x{width}")
-    if kind not in WINDOW_KINDS:
-        raise ValueError(f"unknown window kind {kind!r}, choose one of {', '.join(WINDOW_KINDS)}")
-    if kind == "uniform":
-        return np.ones((height, width), dtype=np.float32)
     return np.outer(_gaussian(height), _gaussian(width)).astype(np.float32)
 
 
@@ -99,49 +104,85 @@ def _gaussian(size: int) -> np.ndarray:
     return np.exp(-(offset**2) / (2 * _GAUSSIAN_VARIANCE))
 
 
-def tile_weights(tiles: Sequence[Tile], kind: str = "gaussian") -> list[np.ndarray]:
+def tile_weights(tiles: Sequence[Tile]) -> list[np.ndarray]:
     """Each tile's share of the result, float32 (tile.height, tile.width): at every point the shares add up to 1.
 
-    Tiles are then blended in any array library by adding up weight · patch.
-
     Raises:
-        ValueError: there are no tiles, or the kind is unknown.
+        ValueError: there are no tiles.
     """
     height, width = _covered_size(tiles)
     total = np.zeros((height, width), dtype=np.float64)
     for tile in tiles:
-        total[tile.slices] += feather_window(tile.height, tile.width, kind)
-    return [(feather_window(t.height, t.width, kind) / total[t.slices]).astype(np.float32) for t in tiles]
+        total[tile.slices] += feather_window(tile.height, tile.width)
+    return [(feather_window(t.height, t.width) / total[t.slices]).astype(np.float32) for t in tiles]
 
 
-def blend(
-    patches: Iterable[np.ndarray], tiles: Sequence[Tile], weights: Sequence[np.ndarray], channels_last: bool = True
-) -> np.ndarray:
-    """Put processed tiles together.
+def blend(patches: Iterable[Array], tiles: Sequence[Tile]) -> Array:
+    """Put processed tiles together, weighted by `tile_weights`.
 
     Args:
-        patches: one a tile, in the same order, each float (h, w, …), or (…, h, w) with `channels_last=False`; may be a
-            generator, so that only one patch is in memory.
+        patches: one a tile, in the same order, each (…, h, w), of numpy or PyTorch; may be a generator, so that only
+            one patch is in memory.
         tiles: on the grid of the patches: for an output of another scale, `enlarged` or `reduced` ones.
-        weights: from `tile_weights(tiles)`.
 
     Returns:
-        float32 (H, W, …) or (…, H, W). Where the patches agree the result is that value, up to rounding.
+        (…, H, W) of the patches' kind. Where the patches agree the result is that value, up to rounding.
 
     Raises:
         ValueError: the counts differ, or a patch has not its tile's size.
     """
-    height, width = _covered_size(tiles)
-    blended: np.ndarray | None = None
-    for patch, tile, weight in zip(patches, tiles, weights, strict=True):
-        grid = patch if channels_last else np.moveaxis(patch, (-2, -1), (0, 1))
-        if grid.shape[:2] != (tile.height, tile.width) or weight.shape != (tile.height, tile.width):
-            raise ValueError(f"a patch of {patch.shape} with weights of {weight.shape} does not fit {tile}")
+    size = _covered_size(tiles)
+    blended: Any = None
+    for patch, tile, weight in zip(patches, tiles, tile_weights(tiles), strict=True):
+        shape = tuple(patch.shape)  # type: ignore[attr-defined]
+        if shape[-2:] != (tile.height, tile.width):
+            raise ValueError(f"a patch of {shape} does not fit {tile}")
         if blended is None:
-            blended = np.zeros((height, width, *grid.shape[2:]), dtype=np.float32)
-        blended[tile.slices] += grid * weight.reshape(*weight.shape, *[1] * (grid.ndim - 2))
-    assert blended is not None  # there is a tile, and zip is strict
-    return blended if channels_last else np.moveaxis(blended, (0, 1), (-2, -1))
+            blended = _zeros(patch, (*shape[:-2], *size))
+        # In place: a padded patch would cost a whole canvas a tile. PyTorch's autograd follows the sum all the same.
+        blended[(..., *tile.slices)] += patch * _of_kind(patch, weight)
+    return blended
+
+
+def _zeros(like: Any, shape: tuple[int, ...]) -> Any:
+    return np.zeros(shape, like.dtype) if isinstance(like, np.ndarray) else like.new_zeros(shape)
+
+
+def _of_kind(like: Any, values: np.ndarray) -> Any:
+    return values if isinstance(like, np.ndarray) else like.new_tensor(values)
+
+
+def in_tiles(
+    network: Callable[[Cells], Array],
+    size: Sequence[int],
+    tile_size: int,
+    multiple: int,
+    factor: tuple[int, int] = (1, 1),
+    cell: int = 1,
+) -> Array:
+    """What a network makes of a picture or of latents, in overlapping tiles where they are larger than a tile.
+
+    Args:
+        network: an index of the inputs → the output (…, h, w) of that part of them, of numpy or PyTorch.
+        size: height and width of the inputs.
+        tile_size: a tile's side in pixels.
+        multiple: tiles begin and end at multiples of it, in pixels.
+        factor: (up, down): the output's size over the inputs' is up/down.
+        cell: pixels per cell of the inputs: 1 for pictures, the VAE's factor for latents.
+    """
+    step, side = multiple // cell, tile_side(tile_size, multiple) // cell
+    height, width = size
+    if height <= side and width <= side:
+        return network(WHOLE)
+    tiles = plan_tiles(height, width, side, side, max(step, int(side * OVERLAP) // step * step), step)
+    up, down = factor
+    outputs = [tile.enlarged(up) if down == 1 else tile.reduced(down) for tile in tiles]
+    return blend((network((..., *tile.slices)) for tile in tiles), outputs)
+
+
+def tile_side(tile_size: int, multiple: int) -> int:
+    """The side of a tile in pixels: the largest multiple of `multiple` within the tile size, or one of them."""
+    return max(1, tile_size // multiple) * multiple
 
 
 def _covered_size(tiles: Sequence[Tile]) -> tuple[int, int]:

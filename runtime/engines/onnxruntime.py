@@ -6,12 +6,16 @@ import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
+from runtime.bundle import Bundle, StageEntry, graph_kind
+from runtime.engines.base import Engine
+from runtime.engines.cache import optimised_graph
+from runtime.engines.config import EngineConfig
 from runtime.engines.cuda import compute_capability
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -26,44 +30,58 @@ def best_device() -> str:
     return "cuda" if usable else "cpu"
 
 
-class OnnxRuntimeEngine:
-    """One ONNX file in an inference session.
+class OnnxRuntimeEngine(Engine):
+    """One ONNX graph in an inference session.
 
     Args:
+        entry: the stage in the manifest.
         path: the graph.
         device: "cpu" or "cuda".
-        threads: of an operator on the CPU; None is ONNX Runtime's choice, all cores.
-        cached: folder of the optimised graph; made on the first entry, and read on later ones, which is several times
-            faster. Whatever the graph and its optimisation depend on must be in the name. None: no cache.
+        threads: number of CPU threads per operator; None is ONNX Runtime's choice, all cores.
+        cached: folder of the optimised graph; made when there is none, and read later, which is several times faster.
+            Whatever the graph and its optimisation depend on must be in the name. None: no cache.
 
     Raises:
-        ValueError: unknown device. RuntimeError, on entry: the device's provider could not be loaded; ONNX Runtime
-            itself would fall back to the CPU in silence.
+        RuntimeError: the device's provider could not be loaded; ONNX Runtime itself would fall back to the CPU in
+            silence.
     """
 
-    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None, cached: Path | None = None) -> None:
-        if device not in PROVIDERS:
-            raise ValueError(f"unknown device {device!r}, choose one of {', '.join(PROVIDERS)}")
-        self.path, self.device, self.threads, self.cached = path, device, threads, cached
-        self._session: Any = None
-        self._bindings = threading.local()
-
-    def __enter__(self) -> Self:
-        self._session = self._from_cache() or self._optimise()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    def __init__(
+        self, entry: StageEntry, path: Path, device: str = "cpu", threads: int | None = None, cached: Path | None = None
     ) -> None:
-        self._session = None
+        super().__init__(entry)
+        self.path, self.device, self.threads, self.cached = path, device, threads, cached
+        self._session: Any = self._from_cache() or self._optimise()
         self._bindings = threading.local()
 
-    def infer(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `runtime.engines.Engine`."""
+    @classmethod
+    def check(cls, bundle: Bundle, stages: Sequence[str], config: EngineConfig) -> None:
+        for stage in stages:
+            graphs = bundle.manifest.stages[stage].graphs
+            if graph_kind(config.precision) not in graphs:
+                raise ValueError(
+                    f"{bundle.folder}: has no {config.precision} graph of {stage}, only {', '.join(graphs)}; "
+                    f"export it with --precision {config.precision}"
+                )
+
+    @classmethod
+    def open(cls, bundle: Bundle, stage: str, config: EngineConfig) -> Self:
+        """Load the stage's graph in the configuration's precision, optimised for this machine."""
+        entry = bundle.manifest.stages[stage]
+        device = best_device() if config.device == "auto" else config.device
+        graph = entry.graphs[graph_kind(config.precision)]
+        cached = optimised_graph(bundle.manifest.files, graph, device)
+        return cls(entry, bundle.folder / graph, device, config.threads, cached)
+
+    def _run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [output.name for output in self._session.get_outputs()]
         if self.device == "cpu":
             return dict(zip(names, self._session.run(names, feed), strict=True))
         return dict(zip(names, self._binding().run(feed), strict=True))
+
+    def close(self) -> None:
+        self._session = None
+        self._bindings = threading.local()
 
     def _binding(self) -> Binding:
         if not hasattr(self._bindings, "own"):

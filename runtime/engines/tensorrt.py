@@ -8,12 +8,13 @@ import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from runtime.bundle import PlanTarget
+from runtime.bundle import Bundle, PlanTarget, StageEntry
+from runtime.engines.base import Engine
+from runtime.engines.config import EngineConfig
 from runtime.engines.cuda import compute_capability
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
@@ -73,39 +74,48 @@ def choose_plan(
     )
 
 
-class TensorRTEngine:
+class TensorRTEngine(Engine):
     """One plan in an execution context.
 
     Args:
-        path: the plan.
-        target: what it was made for.
+        entry: the stage in the manifest.
+        runner: Polygraphy's, activated.
     """
 
-    def __init__(self, path: Path, target: PlanTarget) -> None:
-        self.path, self.target = path, target
-        self._runner: Any = None
+    def __init__(self, entry: StageEntry, runner: Any) -> None:
+        super().__init__(entry)
+        self._runner = runner
         self._lock = threading.Lock()  # a context runs one inference at a time
 
-    def __enter__(self) -> Self:
-        import_tensorrt(self.target.flavour)
+    @classmethod
+    def check(cls, bundle: Bundle, stages: Sequence[str], config: EngineConfig) -> None:
+        plan_of_this_machine(bundle.manifest.plans, config.precision)
+
+    @classmethod
+    def open(cls, bundle: Bundle, stage: str, config: EngineConfig) -> Self:
+        """Load the plan that this machine can run."""
+        plan, entry = plan_of_this_machine(bundle.manifest.plans, config.precision), bundle.manifest.stages[stage]
+        return cls.of_plan(bundle.folder / entry.graphs[plan.kind], plan, entry)
+
+    @classmethod
+    def of_plan(cls, path: Path, target: PlanTarget, entry: StageEntry) -> Self:
+        """Load a plan's file, made for `target`."""
+        import_tensorrt(target.flavour)
         from polygraphy.backend.common import BytesFromPath
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
-        self._runner = TrtRunner(EngineFromBytes(BytesFromPath(str(self.path))))
-        self._runner.activate()
-        return self
+        runner = TrtRunner(EngineFromBytes(BytesFromPath(str(path))))
+        runner.activate()
+        return cls(entry, runner)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._runner.deactivate()
-        self._runner = None
-
-    def infer(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `runtime.engines.Engine`."""
+    def _run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         with self._lock:
             found = self._runner.infer({name: np.ascontiguousarray(array) for name, array in feed.items()})
             return {name: np.array(array) for name, array in found.items()}  # the runner writes over its own next time
+
+    def close(self) -> None:
+        self._runner.deactivate()
+        self._runner = None
 
 
 def plan_of_this_machine(plans: Sequence[PlanTarget], precision: str) -> PlanTarget:

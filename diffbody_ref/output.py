@@ -8,25 +8,27 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput
-from PIL import Image
-from torch import Tensor
 
-from diffbody_ref.ops.images import Picture, resize
+from diffbody_ref.ops.images import Picture, to_image
+from diffbody_ref.ops.processing import resize_alpha
 from diffbody_ref.ops.results import Intermediates
+
+OUTPUT_TYPES = ("pil", "np", "pt")
 
 
 @dataclass
 class DiffBodyOutput(BaseOutput):
-    """Restored pictures, what was found on the way (on request), and notices for whoever asked, one list a picture."""
+    """What a call returns.
+
+    Attributes:
+        images: the restored pictures, of the output type.
+        intermediates: what was found on the way, one a picture; None unless it was asked for.
+        notices: lines for whoever asked, one list a picture.
+    """
 
     images: Any
     intermediates: list[Intermediates] | None = None
     notices: list[list[str]] = field(default_factory=list)
-
-
-def to_pixels(tensor: Tensor) -> np.ndarray:
-    """(1, 3, H, W) to float32 (H, W, 3)."""
-    return tensor[0].float().cpu().permute(1, 2, 0).numpy()
 
 
 def as_output(pixels: np.ndarray, source: Picture, output_type: str) -> Any:
@@ -35,8 +37,4 @@ def as_output(pixels: np.ndarray, source: Picture, output_type: str) -> Any:
         return pixels
     if output_type == "pt":
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-    levels = np.uint8(np.round(pixels * 255.0))
-    if source.alpha is None:
-        return Image.fromarray(levels)
-    alpha = resize(source.alpha, pixels.shape[0], pixels.shape[1], method="bicubic")
-    return Image.fromarray(np.dstack([levels, np.uint8(np.round(np.clip(alpha, 0, 1) * 255.0))]))
+    return to_image(pixels, None if source.alpha is None else resize_alpha(source.alpha, *pixels.shape[:2]))

@@ -1,6 +1,6 @@
-"""One denoising step of many pictures at once, each at a step, with a prompt and with settings of its own.
+"""One denoising step of many pictures at once, each at a step, with a prompt and with options of its own.
 
-`runtime.restore.Restorer` does so with one picture, a server with all that are there: the result is the same.
+`runtime.restore.Restorer` calls `advance` with one picture, a server with all that are there: the result is the same.
 """
 
 from __future__ import annotations
@@ -10,23 +10,30 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from diffbody_ref.ops.geometry import Geometry
 from diffbody_ref.ops.options import RestoreOptions
-from runtime.bundle import Geometry, Manifest
+from diffbody_ref.ops.samplers import NoiseSource, Schedule, StepInfo, next_latents, predict_z0
+from diffbody_ref.ops.tiling import WHOLE, Cells, in_tiles, tile_side
+from runtime.bundle import Manifest
 from runtime.engines import Infer
-from runtime.sampling import Step, Trajectory
-from runtime.tiles import WHOLE, Cells, in_tiles
 
 
 @dataclass(frozen=True)
 class Target:
-    """What body guidance aims at: φ (P, K, D) and v (P, K) of the P people in r, and their windows (P, 4) in pixels."""
+    """What body guidance aims at.
+
+    Attributes:
+        embeddings: φ (P, K, D) of the P people in r.
+        visibility: v (P, K) of their parts.
+        windows: (P, 4), their windows x0, y0, x1, y1 in whole pixels.
+    """
 
     embeddings: np.ndarray
     visibility: np.ndarray
     windows: np.ndarray
 
     def only(self, person: int, left: int, top: int) -> Target:
-        """Of one of the people, in a part of the picture that begins at (left, top)."""
+        """The target of one person, in a part of the picture that begins at pixel (left, top)."""
         one = slice(person, person + 1)
         shift = np.array([left, top, left, top], np.float32)
         return Target(self.embeddings[one], self.visibility[one], self.windows[one] - shift)
@@ -34,7 +41,13 @@ class Target:
 
 @dataclass(frozen=True)
 class View:
-    """A part of a picture that body guidance decodes: an index of its latents, the people in it, their weight."""
+    """A part of a picture that body guidance decodes at once.
+
+    Attributes:
+        cells: index of its latents.
+        target: the people in it.
+        weight: its share in the picture's loss.
+    """
 
     cells: Cells
     target: Target
@@ -42,15 +55,16 @@ class View:
 
 
 def views(target: Target, size: tuple[int, ...], tile_size: int, geometry: Geometry) -> list[View]:
-    """What body guidance decodes at once: the whole picture, or of a larger one than a tile, each person by itself.
+    """What body guidance decodes: the whole picture; of a picture larger than a tile, each person on their own.
 
     A person larger than a tile is left out: the gradient passes through the decoder, where each pixel takes thousands
     of times the memory that it has.
 
     Args:
         size: height and width of the latents.
+        tile_size: side of a tile in pixels.
     """
-    side = max(1, tile_size // geometry.multiple) * geometry.multiple
+    side = tile_side(tile_size, geometry.multiple)
     height, width = (cells * geometry.factor for cells in size)
     if max(height, width) <= side:
         return [View(WHOLE, target, 1.0)]
@@ -78,19 +92,28 @@ class Sampling:
     """A picture that is being sampled.
 
     Attributes:
-        trajectory: latents (1, C, h, w) and their schedule.
-        condition: z_r, pose and attention (1, C', h, w). text: (1, L, D), or (2, L, D) with the negative prompt's.
-        options: checked ones, with a tile size.
-        views: of body guidance; none where it is off or nobody was found.
+        schedule: the steps that run.
+        latents: z (1, C, h, w) at step `step`, and after the last step z_0.
+        noise: see `NoiseSource`.
+        condition: z_r, pose and attention, (1, C', h, w).
+        text: (1, L, D), or (2, L, D) with the negative prompt's.
+        options: of the restoration.
+        views: what body guidance looks at; empty where it is off or nobody was found.
         loss_curve: (timestep, loss of eq. 6) of the guided steps so far.
+        step: number of steps that are done.
+        previous: z_0 of the step before, or None.
     """
 
-    trajectory: Trajectory
+    schedule: Schedule
+    latents: np.ndarray
+    noise: NoiseSource
     condition: np.ndarray
     text: np.ndarray
     options: RestoreOptions
     views: list[View] = field(default_factory=list)
     loss_curve: list[tuple[int, float]] = field(default_factory=list)
+    step: int = 0
+    previous: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         # Not to be written to, so that an engine on a GPU copies them there once (see runtime.engines.onnxruntime).
@@ -98,40 +121,52 @@ class Sampling:
         self.condition = constant(np.repeat(self.condition, len(self.text), axis=0))
 
     @property
+    def done(self) -> bool:
+        """Whether all steps are done."""
+        return self.step == len(self.schedule)
+
+    @property
+    def timestep(self) -> int:
+        """t of the coming step."""
+        return self.schedule.timesteps[self.step]
+
+    @property
     def guided(self) -> bool:
-        """The coming step is one that body guidance is active at."""
-        options, trajectory = self.options, self.trajectory
-        active = options.body_guidance_stop < trajectory.t < options.body_guidance_start
-        return bool(self.views) and active and trajectory.step % options.body_guidance_every == 0
+        """Whether body guidance is active at the coming step."""
+        return bool(self.views) and self.options.guides(self.timestep, self.step)
+
+    def advance(self, z0: np.ndarray, loss: np.ndarray | None) -> StepInfo:
+        """Go to the next step by the (guided) z_0 of this one, whose loss (1,) is kept."""
+        step, t = self.step, self.timestep
+        self.latents = next_latents(self.schedule, step, self.latents, z0, self.previous, self.noise)
+        self.previous, self.step = z0, step + 1
+        if loss is not None:
+            self.loss_curve.append((t, float(loss[0])))
+        return StepInfo(step, len(self.schedule), t, z0, self.latents, loss)
 
 
-def advance(batch: Sequence[Sampling], infer: Infer, manifest: Manifest) -> list[Step]:
-    """One step of each; those of one size go through the networks together. Fails for all, or for none."""
+def advance(batch: Sequence[Sampling], infer: Infer, manifest: Manifest) -> list[StepInfo]:
+    """Do one step of each; those of one size go through the networks together. It fails for all, or for none."""
     by_size: dict[tuple[object, ...], list[int]] = {}
     for index, sampling in enumerate(batch):
-        key = (*sampling.trajectory.latents.shape, sampling.options.tile_size)
-        by_size.setdefault(key, []).append(index)
+        by_size.setdefault((*sampling.latents.shape, sampling.options.tile_size), []).append(index)
     z0: dict[int, np.ndarray] = {}
     losses: dict[int, np.ndarray] = {}
     for indices in by_size.values():
         noise = _predict_noise([batch[index] for index in indices], infer, manifest)
-        predicted = {index: batch[index].trajectory.predict_z0(eps) for index, eps in zip(indices, noise, strict=True)}
-        losses |= _guide(batch, predicted, infer, manifest)
-        z0 |= predicted
-    steps = []
-    for index, sampling in enumerate(batch):
-        step = sampling.trajectory.advance(z0[index], losses.get(index))
-        if step.loss is not None:
-            sampling.loss_curve.append((step.timestep, float(step.loss[0])))
-        steps.append(step)
-    return steps
+        for index, eps in zip(indices, noise, strict=True):
+            z0[index] = predict_z0(batch[index].schedule, batch[index].step, batch[index].latents, eps)
+        guided = {index: z0[index] for index in indices}
+        losses |= _guide(batch, guided, infer, manifest)
+        z0 |= guided
+    return [sampling.advance(z0[index], losses.get(index)) for index, sampling in enumerate(batch)]
 
 
 def _predict_noise(group: Sequence[Sampling], infer: Infer, manifest: Manifest) -> list[np.ndarray]:
     """ε_θ of each, with classifier-free guidance, ε_∅ + w·(ε_c − ε_∅) (Ho & Salimans 2022), tiled on large latents."""
     counts = [len(sampling.text) for sampling in group]
-    latents = _join([np.repeat(s.trajectory.latents, len(s.text), axis=0) for s in group])
-    timesteps = np.concatenate([np.full(len(s.text), s.trajectory.t, np.int64) for s in group])
+    latents = _join([np.repeat(s.latents, len(s.text), axis=0) for s in group])
+    timesteps = np.concatenate([np.full(len(s.text), s.timestep, np.int64) for s in group])
     condition, text = (_join([getattr(s, name) for s in group]) for name in ("condition", "text"))
     most = manifest.stages["denoiser"].sizes["batch"].most
 
@@ -144,7 +179,6 @@ def _predict_noise(group: Sequence[Sampling], infer: Infer, manifest: Manifest) 
         return _join(parts)
 
     geometry, tile_size = manifest.geometry, group[0].options.tile_size
-    assert tile_size is not None  # the bundle's, see Restorer.options()
     noise = in_tiles(one_tile, latents.shape[2:], tile_size, geometry.multiple, cell=geometry.factor)
     mixed = []
     for sampling, own in zip(group, np.split(noise, np.cumsum(counts)[:-1]), strict=True):
@@ -167,7 +201,7 @@ def _guide(
     # What is decoded at once is a tile at most: of its memory, the gradient takes gigabytes.
     index, view = asked[0]
     cells = z0[index][view.cells][0, 0].size
-    side = batch[index].options.tile_size // manifest.geometry.factor  # type: ignore[operator]
+    side = batch[index].options.tile_size // manifest.geometry.factor
     for together in _at_once(asked, max(1, min(sizes["batch"].most, side**2 // cells)), sizes["people"].most):
         targets = [view.target for _, view in together]
         scales = [view.weight * batch[index].options.body_guidance_scale for index, view in together]
