@@ -1,5 +1,5 @@
-"""The `diffbody` command: a file a subject. What is slow to import is imported by the command that needs it."""
+"""DiffBody restores degraded pictures of people. The command is in `diffbody.cli`."""
 
-from diffbody.app import app, main
+from diffbody_ref import __version__
 
-__all__ = ["app", "main"]
+__all__ = ["__version__"]

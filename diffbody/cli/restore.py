@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffbody.options import (
+from diffbody.cli.console import progress_bars, report
+from diffbody.cli.options import (
     BodyGuidance,
     Colour,
     Device,
@@ -24,14 +25,13 @@ from diffbody.options import (
 )
 from diffbody_ref.loading import load_pipeline, model_folder
 from diffbody_ref.weights import NANO_FOLDER
-from runtime.console import progress_bars, report
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from diffbody.files import Restore
     from diffbody_ref.ops.images import Picture
     from diffbody_ref.ops.results import Intermediates
-    from runtime.files import Restore
 
 
 def restore(
@@ -131,8 +131,8 @@ def restore(
 
     - `diffbody restore holidays/ -o restored/ --url localhost:8001` (on a server that `diffbody serve` started)
     """
-    from runtime import files
-    from runtime.companions import INTERMEDIATES
+    from diffbody import files
+    from diffbody.side_pictures import INTERMEDIATES
 
     settings = given(
         num_inference_steps=steps,
@@ -243,8 +243,8 @@ def load_client(
     compare: bool,
 ) -> Restore:
     """Restoring on servers; arguments as those of `runtime.triton.client.ClientConfig` and for `load_reference`."""
-    from runtime.companions import before_after
-    from runtime.files import Job, Restored
+    from diffbody.files import Job, Restored
+    from diffbody.side_pictures import before_after
     from runtime.triton.client import Client, ClientConfig, UnavailableError
 
     client = Client(ClientConfig(tuple(urls), timeout, concurrency=concurrency, api_key=api_key))
@@ -263,16 +263,16 @@ def load_client(
 
 
 def with_companions(run: Run, companions: tuple[str, ...]) -> Restore:
-    """A function that restores one picture and draws what goes beside it, for `runtime.files.run`.
+    """A function that restores one picture and draws what goes beside it, for `diffbody.files.run`.
 
     Args:
-        companions: see `runtime.companions.draw`.
+        companions: see `diffbody.side_pictures.draw`.
     """
     import numpy as np
 
+    from diffbody.files import Job, Restored
+    from diffbody.side_pictures import draw
     from diffbody_ref.ops.images import Picture, resize
-    from runtime.companions import draw
-    from runtime.files import Job, Restored
 
     def restore_one(picture: Picture, job: Job) -> Restored:
         pixels, found, notices = run(picture)

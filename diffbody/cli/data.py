@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffbody.cli.console import BAD_INPUT, progress_bar
 from diffbody_ref.loading import load_pipeline, model_folder
 from diffbody_ref.weights import NANO_FOLDER
-from runtime.console import BAD_INPUT, progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
