@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.timing import RESULTS, machine, measure, plot_bars, print_table, write_json
+from diffbody.cli.console import progress_bar, user_errors
 from diffbody_ref.loading import load_pipeline, model_folder
-from runtime.console import progress_bar, user_errors
 
 # The first is what the others are compared with.
 SETTINGS: dict[str, dict[str, Any]] = {

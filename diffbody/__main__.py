@@ -1,3 +1,3 @@
-from diffbody import main
+from diffbody.cli import main
 
 main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from diffbody_ref.ops.drawing import draw_pose
-from diffbody_ref.ops.images import ImageInput, Picture, as_picture, to_image
+from diffbody_ref.ops.images import ImageInput, Picture, as_picture, to_image, write_image
 from diffbody_ref.ops.noise import check_seed, philox_noise
 from diffbody_ref.ops.options import RestoreOptions
 from diffbody_ref.ops.pose import crop_people, decode_simcc, letterbox, person_crop
@@ -33,25 +34,34 @@ Tokenize = Callable[[str], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Restored:
-    """A restored picture.
+class Restoration:
+    """A restored picture of the output size H×W.
 
     Attributes:
-        pixels: float32 (H, W, 3), RGB in [0, 1].
-        alpha: float32 (H, W) in [0, 1], at the same size; None where the input had none.
-        found: what was found on the way.
-        notices: lines for whoever asked, such as that nobody was found.
+        pixels: float32 (H, W, 3), RGB in [0, 1], not multiplied by alpha.
+        alpha: float32 (H, W) in [0, 1], 1 is opaque: the input's transparency; None where the input has none.
+        intermediates: what the stages found on the way.
+        notices: what whoever asked should know, a line each, such as that no person was found.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None
-    found: Intermediates
+    intermediates: Intermediates
     notices: list[str]
 
     @property
     def image(self) -> Image.Image:
-        """The picture as Pillow's: RGB, or RGBA where the input had alpha."""
+        """The picture as Pillow's, 8 bits a channel: RGB, or RGBA where there is alpha."""
         return to_image(self.pixels, self.alpha)
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write the picture to a file (png, jpg or webp), whole or not at all.
+
+        Raises:
+            ImageError: an unknown suffix, a place that cannot be written to, or a file that exists and is not to be
+                overwritten.
+        """
+        write_image(path, self.pixels, self.alpha, overwrite)
 
 
 @dataclass(frozen=True)
@@ -125,11 +135,19 @@ class Restorer:
         seed: int = 0,
         callback: Callable[[StepInfo], None] | None = None,
         **options: Any,
-    ) -> Restored:
-        """Restore a picture; arguments as those of `diffbody_ref.pipeline.DiffBodyPipeline`.
+    ) -> Restoration:
+        """Restore one picture.
+
+        Args:
+            image: path of a picture file, a PIL picture, or an array, float (H, W, 3) in [0, 1].
+            prompt: what the picture shows, from head to toe.
+            negative_prompt: what the picture should not look like; needs a `guidance_scale` other than 1.
+            seed: of the noise, from 0. The same seed gives the same picture.
+            callback: called after each denoising step; an exception from it ends the restoration.
+            options: attributes of `diffbody_ref.ops.options.RestoreOptions`; what is not given is the model's value.
 
         Raises:
-            ValueError: an unknown option, or a value out of its range.
+            ValueError: a picture that cannot be read, an unknown option, or a value out of its range.
         """
         asked = self.settings.options(**options)
         check_seed(seed)
@@ -148,10 +166,10 @@ class Restorer:
                 callback(step)
         decoded = self.reconstruct(sampling.latents, z_r, regression, asked)
         pixels = postprocess(decoded, regression, sizes, asked)
-        return Restored(
+        return Restoration(
             pixels=pixels,
             alpha=None if picture.alpha is None else resize_alpha(picture.alpha, *pixels.shape[:2]),
-            found=Intermediates.without_padding(
+            intermediates=Intermediates.without_padding(
                 sizes, regression, people.boxes, people.keypoints, people.pose, parts.attention, sampling.loss_curve
             ),
             notices=notices(len(people.boxes), guided_people(sampling.views), asked),

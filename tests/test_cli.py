@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import diffbody
+from diffbody import cli
 from diffbody_ref.ops.images import read_image
 from diffbody_ref.ops.builtin import NANO_FOLDER
 from runtime.bundle import Bundle
@@ -31,7 +31,7 @@ def model(tmp_path: Path) -> str:
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """Run `diffbody` with bad input: exit code 2 and one line on stderr, which is returned."""
     with pytest.raises(SystemExit) as stop:
-        diffbody.main([str(argument) for argument in arguments])
+        cli.main([str(argument) for argument in arguments])
     printed = capsys.readouterr()
     assert stop.value.code == 2
     assert printed.out == ""
@@ -121,7 +121,7 @@ def test_the_residual_can_be_left_out(photo: Path, pixels: np.ndarray) -> None:
     for flag, use in (("--residual", True), ("--no-residual", False)):
         out = photo.with_name(f"{use}.png")
         with pytest.raises(SystemExit, match="0"):
-            diffbody.main(["restore", str(photo), "-o", str(out), "--steps", "2", flag])
+            cli.main(["restore", str(photo), "-o", str(out), "--steps", "2", flag])
         wanted = restorer.restore(pixels, num_inference_steps=2, use_residual=use).pixels
         np.testing.assert_allclose(read_image(out).pixels, wanted, atol=0.51 / 255)
     assert photo.with_name("True.png").read_bytes() != photo.with_name("False.png").read_bytes()
@@ -168,7 +168,7 @@ def test_a_folder_run_of_broken_pictures_ends_with_a_table(
         broken_picture(kind, photo)
     photo.unlink()
     with pytest.raises(SystemExit) as stop:
-        diffbody.main(["restore", str(photo.parent), "--model", model])
+        cli.main(["restore", str(photo.parent), "--model", model])
     printed = capsys.readouterr()
     assert stop.value.code == 2
     assert "restored 0, failed 2" in printed.out
@@ -180,10 +180,11 @@ def test_a_folder_run_of_broken_pictures_ends_with_a_table(
 def test_nothing_slow_is_imported_to_help_or_to_refuse(photo: Path, model: str) -> None:
     """In a fresh interpreter, as here other tests have imported everything: that is what start-up time comes from."""
     script = f"""
-import sys, diffbody
+import sys
+from diffbody import cli
 def run(*arguments):
     try:
-        diffbody.main(list(arguments))
+        cli.main(list(arguments))
     except SystemExit as stop:
         return stop.code
 def loaded(names):
@@ -206,7 +207,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["restore", "-h"], "--steps"),
     ):
         with pytest.raises(SystemExit) as stop:
-            diffbody.main(arguments)
+            cli.main(arguments)
         assert stop.value.code == 0
         assert expected in capsys.readouterr().out
 
@@ -222,15 +223,15 @@ def test_a_mistake_in_the_program_keeps_its_traceback(photo: Path, monkeypatch: 
     def broken(*arguments: object) -> None:
         raise TypeError("a mistake")
 
-    monkeypatch.setattr("diffbody.restore.check_options", broken)
+    monkeypatch.setattr("diffbody.cli.restore.check_options", broken)
     with pytest.raises(TypeError, match="a mistake"):
-        diffbody.main(["restore", str(photo)])
+        cli.main(["restore", str(photo)])
 
 
 def test_debugging_shows_every_traceback(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFBODY_DEBUG", "1")
     with pytest.raises(ValueError, match="--steps"):
-        diffbody.main(["restore", str(photo), "--steps", "0"])
+        cli.main(["restore", str(photo), "--steps", "0"])
 
 
 def test_train_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

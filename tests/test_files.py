@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import typer
 
+from diffbody.cli.console import report
+from diffbody.files import Job, Restore, Restored, Summary, collect, plan, run
+from diffbody.side_pictures import attention_overlay, before_after, loss_chart
 from diffbody_ref.ops.images import ImageError, Picture, read_image, write_image
-from runtime.companions import attention_overlay, before_after, loss_chart
-from runtime.console import report
-from runtime.files import Job, Restore, Restored, Summary, collect, plan, run
 
 
 def invert(picture: Picture, job: Job) -> Restored:

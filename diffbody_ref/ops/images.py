@@ -62,7 +62,8 @@ class Picture:
     alpha: np.ndarray | None = None
 
 
-ImageInput = Image.Image | np.ndarray | Picture
+ImageInput = Image.Image | np.ndarray | Picture | str | os.PathLike[str]
+"""What a call takes: a picture of Pillow's, an array, float (H, W, 3) in [0, 1], a `Picture`, or a file's path."""
 
 
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Picture:
@@ -174,8 +175,11 @@ def as_picture(image: ImageInput) -> Picture:
     """A call's input as a `Picture`.
 
     Raises:
+        ImageError: a file that cannot be read, or is no picture.
         ValueError: an array of another shape or range, or a picture smaller than 16×16.
     """
+    if isinstance(image, str | os.PathLike):
+        return read_image(image)
     if isinstance(image, Image.Image):
         return picture_from_image(image)
     if isinstance(image, np.ndarray):
@@ -185,7 +189,7 @@ def as_picture(image: ImageInput) -> Picture:
             raise ValueError("an array's values must be in [0, 1]")
         image = Picture(image.astype(np.float32))
     if not isinstance(image, Picture):
-        raise ValueError(f"image must be a PIL picture, an array or a list of them, got {type(image).__name__}")
+        raise ValueError(f"image must be a PIL picture, an array, a path or a list of them, got {type(image).__name__}")
     height, width = image.pixels.shape[:2]
     if min(height, width) < MIN_SIDE:
         raise ValueError(f"picture is too small: {width}x{height}, need at least {MIN_SIDE}x{MIN_SIDE}")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffbody.options import (
+from diffbody.cli.console import progress_bars, report
+from diffbody.cli.options import (
     BodyGuidance,
     Colour,
     Device,
@@ -24,14 +25,13 @@ from diffbody.options import (
 )
 from diffbody_ref.loading import load_pipeline, model_folder
 from diffbody_ref.ops.builtin import NANO_FOLDER
-from runtime.console import progress_bars, report
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from diffbody.files import Restore
     from diffbody_ref.ops.images import Picture
     from diffbody_ref.ops.results import Intermediates
-    from runtime.files import Restore
 
 
 def restore(
@@ -131,8 +131,8 @@ def restore(
 
     - `diffbody restore holidays/ -o restored/ --url localhost:8001` (on a server that `diffbody serve` started)
     """
-    from runtime import files
-    from runtime.companions import INTERMEDIATES
+    from diffbody import files
+    from diffbody.side_pictures import INTERMEDIATES
 
     settings = given(
         num_inference_steps=steps,
@@ -194,7 +194,7 @@ def load_reference(folder: Path, device: str, call: dict[str, Any], on_step: Cal
         call: keyword arguments of the pipeline.
         on_step: called with (steps done, steps in all).
     """
-    from diffbody_ref.ops.schedule import steps_to_run
+    from diffbody_ref.ops.samplers import steps_to_run
 
     pipeline = load_pipeline(folder, device)
     steps = steps_to_run(call["num_inference_steps"], call.get("strength", pipeline.config.strength))
@@ -219,16 +219,17 @@ def load_bundle(
     """Restoring with the bundle in `folder`; other arguments as for `load_reference`.
 
     Args:
-        how: keyword arguments of `runtime.bundle.Bundle.restorer`.
+        how: fields of `runtime.engines.EngineConfig`.
     """
-    from runtime.bundle import Bundle
+    from runtime.engines import EngineConfig
+    from runtime.restore import Restorer
 
-    restorer = Bundle.open(folder).restorer(device=device, **how)
+    restorer = Restorer.open(folder, EngineConfig(device=device, **how))
 
     def run(picture: Picture) -> tuple[np.ndarray, Intermediates, list[str]]:
         on_step(0, 1)
         result = restorer.restore(picture, **call, callback=lambda done: on_step(done.step + 1, done.num_steps))
-        return result.pixels, result.found, result.notices
+        return result.pixels, result.intermediates, result.notices
 
     return run
 
@@ -243,8 +244,8 @@ def load_client(
     compare: bool,
 ) -> Restore:
     """Restoring on servers; arguments as those of `runtime.triton.client.ClientConfig` and for `load_reference`."""
-    from runtime.companions import before_after
-    from runtime.files import Job, Restored
+    from diffbody.files import Job, Restored
+    from diffbody.side_pictures import before_after
     from runtime.triton.client import Client, ClientConfig, UnavailableError
 
     client = Client(ClientConfig(tuple(urls), timeout, concurrency=concurrency, api_key=api_key))
@@ -263,25 +264,20 @@ def load_client(
 
 
 def with_companions(run: Run, companions: tuple[str, ...]) -> Restore:
-    """A function that restores one picture and draws what goes beside it, for `runtime.files.run`.
+    """A function that restores one picture and draws what goes beside it, for `diffbody.files.run`.
 
     Args:
-        companions: see `runtime.companions.draw`.
+        companions: see `diffbody.side_pictures.draw`.
     """
-    import numpy as np
-
-    from diffbody_ref.ops.images import Picture, resize
-    from runtime.companions import draw
-    from runtime.files import Job, Restored
+    from diffbody.files import Job, Restored
+    from diffbody.side_pictures import draw
+    from diffbody_ref.ops.images import Picture
+    from diffbody_ref.ops.processing import resize_alpha
 
     def restore_one(picture: Picture, job: Job) -> Restored:
         pixels, found, notices = run(picture)
         made = draw(companions, picture.pixels, pixels, found)
-        alpha = (
-            None
-            if picture.alpha is None
-            else np.clip(resize(picture.alpha, pixels.shape[0], pixels.shape[1]), 0.0, 1.0)
-        )
+        alpha = None if picture.alpha is None else resize_alpha(picture.alpha, *pixels.shape[:2])
         return Restored(Picture(pixels, alpha), made, notices)
 
     return restore_one

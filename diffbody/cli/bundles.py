@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from diffbody.options import Model, Precision
+from diffbody.cli.console import progress_bar
+from diffbody.cli.options import Model, Precision
 from diffbody_ref.loading import load_pipeline, model_folder
-from runtime.console import progress_bar
 
 
 def export(

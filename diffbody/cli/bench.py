@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from diffbody.bundles import export
-from diffbody.options import Model, ServedBundle, Steps
+from diffbody.cli.bundles import export
+from diffbody.cli.console import progress_bar
+from diffbody.cli.options import Model, ServedBundle, Steps
 from diffbody_ref.loading import model_folder
 from diffbody_ref.ops.builtin import NANO_FOLDER
-from runtime.console import progress_bar
 
 bench_commands = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode="markdown")
 

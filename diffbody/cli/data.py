@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffbody.cli.console import BAD_INPUT, progress_bar
 from diffbody_ref.loading import load_pipeline, model_folder
 from diffbody_ref.ops.builtin import NANO_FOLDER
-from runtime.console import BAD_INPUT, progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,9 +160,10 @@ def clean(
 def load_detector(bundle: Path | None, model: str | None, device: str) -> FindPeople:
     """What finds people and their keypoints: a bundle's graphs, or with `model` a pipeline's networks."""
     if model is None:
-        from runtime.bundle import Bundle
+        from runtime.engines import EngineConfig
+        from runtime.restore import Restorer
 
-        return Bundle.open(bundle or NANO_FOLDER).restorer(device=device, threads=1).locate_people
+        return Restorer.open(bundle or NANO_FOLDER, EngineConfig(device=device, threads=1)).locate_people
 
     from diffbody_ref.models.pose import detect_people, estimate_pose
 

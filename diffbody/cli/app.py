@@ -7,9 +7,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from diffbody import bench, bundles, data, evaluation, restore, serving, training
+from diffbody.cli import bench, bundles, data, evaluation, restore, serving, training
+from diffbody.cli.console import user_errors
 from diffbody_ref import __version__
-from runtime.console import user_errors
 
 app = typer.Typer(
     name="diffbody",

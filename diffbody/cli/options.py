@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffbody_ref.loading import DEVICES
+from diffbody_ref.ops.devices import check_device
 
 if TYPE_CHECKING:
     from diffbody_ref.ops.options import RestoreOptions
@@ -65,8 +65,7 @@ def check_options(settings: dict[str, Any], seed: int, device: str) -> RestoreOp
     from diffbody_ref.ops.options import RestoreOptions
 
     check_seed(seed, "--seed")
-    if device not in DEVICES:
-        raise ValueError(f"unknown --device {device!r}, choose one of {', '.join(DEVICES)}")
+    check_device(device, "--device")
     flags = {name: f"--{name.replace('_', '-')}" for name in settings} | {"num_inference_steps": "--steps"}
     try:
         return RestoreOptions(**settings)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from diffbody.options import Precision, ServedBundle, given
+from diffbody.cli.options import Precision, ServedBundle, given
 from diffbody_ref.ops.builtin import NANO_FOLDER
 from runtime.triton.config import RepositoryConfig, ServerConfig
 

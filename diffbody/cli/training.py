@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from runtime.console import progress_bar
+from diffbody.cli.console import progress_bar
 
 
 def train(

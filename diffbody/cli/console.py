@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from runtime.files import Summary
+    from diffbody.files import Summary
 
 BAD_INPUT = 2  # exit code
 EXTRAS = {  # other packages: train

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from diffbody.options import (
+from diffbody.cli.console import progress_bar
+from diffbody.cli.options import (
     BodyGuidance,
     Colour,
     Device,
@@ -21,7 +22,6 @@ from diffbody.options import (
     given,
 )
 from diffbody_ref.loading import load_pipeline, model_folder
-from runtime.console import progress_bar
 
 
 def evaluate(
