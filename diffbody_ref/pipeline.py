@@ -202,7 +202,7 @@ class DiffBodyPipeline(DiffusionPipeline):
 
     def _prepare(self, picture: Picture, options: RestoreOptions) -> _Job:
         """Steps 1 to 4 of the method for one picture: r, P, A and z_r."""
-        sizes = Sizes.plan(*picture.pixels.shape[:2], options, self.settings, self.multiple)
+        sizes = Sizes.plan(picture.pixels.shape[:2], options, self.settings, self.multiple)
         low = torch.from_numpy(preprocess(picture, sizes)).to(self.device, self.swinir.dtype)
         regression = self._tiled(self.swinir, low, options, (1, 1)).clamp(0, 1)
         if options.use_structure:

@@ -177,7 +177,7 @@ class Restorer:
 
     def sizes(self, picture: Picture, options: RestoreOptions) -> Sizes:
         """What the picture is brought to."""
-        return Sizes.plan(*picture.pixels.shape[:2], options, self.settings, self.geometry.multiple)
+        return Sizes.plan(picture.pixels.shape[:2], options, self.settings, self.geometry.multiple)
 
     def regress(self, low: np.ndarray, options: RestoreOptions) -> np.ndarray:
         """r = SwinIR(y), eq. 2."""

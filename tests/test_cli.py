@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from diffbody import cli
-from diffbody_ref.ops.images import read_image
 from diffbody_ref.ops.builtin import NANO_FOLDER
+from diffbody_ref.ops.images import read_image
 from runtime.bundle import Bundle
 
 SLOW = ("torch", "diffusers", "transformers", "scipy", "numpy", "PIL")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -16,24 +15,27 @@ import numpy as np
 import pytest
 import torch
 
-from diffbody_ref.guidance import BodyGuidance, GuidanceConfig
+from diffbody_ref.guidance import BodyGuidance
 from diffbody_ref.models.vae import decode
-from diffbody_ref.modules import MODULES, Detector
-from diffbody_ref.ops.images import read_image
-from diffbody_ref.ops.pose import select_people
-from diffbody_ref.pipeline import NO_PERSON, DiffBodyPipeline
 from diffbody_ref.ops.builtin import NANO_FOLDER
+from diffbody_ref.ops.images import read_image
+from diffbody_ref.ops.options import RestoreOptions
+from diffbody_ref.ops.pose import select_people
+from diffbody_ref.ops.results import NO_PERSON
+from diffbody_ref.pipeline import DiffBodyPipeline
+from diffbody_ref.stages import STAGES, BoundStage, bind_stages
+from diffbody_ref.stages.people import Detector
 from export.bundle import export_bundle
 from export.gradient import gradient_graph
 from export.onnx import export_onnx
-from export.stages import Stage, as_tensors, stages
 from export.weights import WeightStore
 from runtime.bundle import MANIFEST, Bundle, BundleError, graph_kind
+from runtime.engines import EngineConfig
 from runtime.engines.onnxruntime import OnnxRuntimeEngine
 from runtime.restore import Restorer
 
 SAMPLES = Path(__file__).parent.parent / "samples" / "degraded"
-NAMES = tuple(MODULES)
+NAMES = tuple(STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +53,15 @@ def bundle() -> Bundle:
 
 @pytest.fixture(scope="module")
 def restorer(bundle: Bundle) -> Restorer:
-    return bundle.restorer()
+    return Restorer.open(bundle)
 
 
-def stage_of(pipe: DiffBodyPipeline, name: str) -> Stage:
-    return next(stage for stage in stages(pipe) if stage.name == name)
+def stage_of(pipe: DiffBodyPipeline, name: str) -> BoundStage:
+    return next(stage for stage in bind_stages(pipe) if stage.name == name)
 
 
 def test_the_stages_are_those_of_the_design(pipe: DiffBodyPipeline, bundle: Bundle) -> None:
-    assert tuple(stage.name for stage in stages(pipe)) == NAMES
+    assert tuple(stage.name for stage in bind_stages(pipe)) == NAMES
     assert tuple(bundle.manifest.stages) == NAMES
 
 
@@ -78,14 +80,13 @@ def test_a_graph_says_what_its_module_says(
     pipe: DiffBodyPipeline, bundle: Bundle, name: str, sizes: dict[str, int]
 ) -> None:
     stage = stage_of(pipe, name)
-    fitting = {axis: max(size, stage.ranges[axis].least) for axis, size in sizes.items() if axis in stage.ranges}
-    feed = stage.example(fitting, seed=1)
-    with OnnxRuntimeEngine(bundle.folder / bundle.manifest.stages[name].graphs[graph_kind("float32")]) as engine:
-        found = engine.infer(feed)
+    ranges, entry = stage.signature.sizes, bundle.manifest.stages[name]
+    feed = stage.example({axis: max(size, ranges[axis].least) for axis, size in sizes.items() if axis in ranges}, 1)
+    found = OnnxRuntimeEngine(entry, bundle.folder / entry.graphs[graph_kind("float32")]).infer(feed)
     for output, wanted in stage.reference(feed).items():
         assert found[output].shape == wanted.shape
         error = np.linalg.norm(found[output] - wanted) / (np.linalg.norm(wanted) + 1e-6)
-        assert error <= stage.worst["float32"], output
+        assert error <= stage.module.tolerance_of_one_run["float32"], output
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,7 +94,8 @@ def test_a_stage_stays_on_its_device(pipe: DiffBodyPipeline, name: str) -> None:
     """On the device "meta" a tensor left on the CPU is refused, and so is a look at a value, which a GPU waits for."""
     stage = stage_of(pipe, name)
     feed = stage.example()
-    results = copy.deepcopy(stage.module).to("meta")(*(torch.tensor(feed[s.name], device="meta") for s in stage.inputs))
+    tensors = [torch.tensor(feed[spec.name], device="meta") for spec in stage.signature.inputs]
+    results = copy.deepcopy(stage.module).to("meta")(*tensors)
     results = results if isinstance(results, tuple) else (results,)
     found = [(result.device.type, tuple(result.shape)) for result in results]
     assert found == [("meta", value.shape) for value in stage.reference(feed).values()]
@@ -106,7 +108,11 @@ def test_the_guidance_stage_is_the_references_guidance(pipe: DiffBodyPipeline) -
     reference = torch.rand((2, 3, 64, 48), generator=generator)
     windows = [[(3, 0, 40, 64), (20, 10, 48, 50)], [(0, 5, 30, 60)]]
     guidance = BodyGuidance(
-        pipe.parts, lambda z: decode(pipe.vae, z) / 2 + 0.5, reference, windows, GuidanceConfig(scale=7.0)
+        pipe.parts,
+        lambda z: decode(pipe.vae, z) / 2 + 0.5,
+        reference,
+        windows,
+        RestoreOptions(body_guidance_scale=7.0),
     )
     moved, loss = guidance(z0, 500, 0)
     assert guidance.target is not None
@@ -128,10 +134,12 @@ def test_the_gradient_graph_is_autograd(pipe: DiffBodyPipeline, monkeypatch: pyt
     stage = stage_of(pipe, "guidance")
     module = copy.deepcopy(stage.module).double()
     monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)  # the module's doors are float32 otherwise
-    tensors = lambda sizes, seed: tuple(t.double() for t in as_tensors(stage.example(sizes, seed), stage))  # noqa: E731
-    graph = gradient_graph(
-        dataclasses.replace(stage, module=module), tensors({"batch": 2, "people": 3, "height": 5, "width": 4}, 0)
-    )
+
+    def tensors(sizes: dict[str, int], seed: int) -> tuple[torch.Tensor, ...]:
+        feed = stage.example(sizes, seed)
+        return tuple(torch.from_numpy(feed[spec.name]).double() for spec in stage.signature.inputs)
+
+    graph = gradient_graph(module, tensors({"batch": 2, "people": 3, "height": 5, "width": 4}, 0))
     for seed, sizes in enumerate(({"batch": 3, "people": 4, "height": 2, "width": 7}, {"batch": 2, "people": 2})):
         args = tensors(sizes, seed)
         for found, wanted in zip(graph(*args), module(*args), strict=True):
@@ -189,24 +197,24 @@ def test_a_bundle_restores_as_the_pipeline(
     assert -10 * np.log10(np.square(found.pixels - wanted.images[0]).mean() + 1e-12) > 45
     (theirs,) = wanted.intermediates
     assert found.notices == wanted.notices[0]
-    np.testing.assert_allclose(found.found.boxes, theirs.boxes, atol=0.01)
-    np.testing.assert_allclose(found.found.attention, theirs.attention, atol=1e-3)
-    assert [t for t, _ in found.found.loss_curve] == [t for t, _ in theirs.loss_curve]
+    np.testing.assert_allclose(found.intermediates.boxes, theirs.boxes, atol=0.01)
+    np.testing.assert_allclose(found.intermediates.attention, theirs.attention, atol=1e-3)
+    assert [t for t, _ in found.intermediates.loss_curve] == [t for t, _ in theirs.loss_curve]
 
 
 @pytest.mark.parametrize("engines", [{"engine": "torch"}, {"guidance": "torch"}], ids=str)
 def test_engines_may_be_mixed(bundle: Bundle, restorer: Restorer, engines: dict[str, str]) -> None:
     picture, call = read_image(SAMPLES / "synthetic_1.jpg"), {"num_inference_steps": 3}
-    found = bundle.restorer(**engines).restore(picture, **call)  # type: ignore[arg-type]
+    found = Restorer.open(bundle, EngineConfig(**engines)).restore(picture, **call)  # type: ignore[arg-type]
     wanted = restorer.restore(picture, **call)  # type: ignore[arg-type]
-    assert found.found.loss_curve
+    assert found.intermediates.loss_curve
     assert -10 * np.log10(np.square(found.pixels - wanted.pixels).mean() + 1e-12) > 45
 
 
 def test_nobody_in_the_picture(restorer: Restorer) -> None:
     result = restorer.restore(np.full((64, 64, 3), 0.5, np.float32), num_inference_steps=2)
     assert result.notices == [NO_PERSON]
-    assert not result.found.loss_curve
+    assert not result.intermediates.loss_curve
 
 
 @pytest.mark.parametrize(
@@ -268,18 +276,20 @@ from diffbody_ref.components import COMPONENT_CLASSES, build_component
 from diffbody_ref.pipeline import DiffBodyPipeline
 from export.gradient import gradient_graph
 from export.onnx import export_onnx
-from export.stages import stages
+from diffbody_ref.stages import bind_stages
 from export.weights import WeightStore
+from runtime.engines import EngineConfig
+from runtime.bundle import StageEntry
 from runtime.engines.onnxruntime import OnnxRuntimeEngine
 folder = Path({str(tmp_path)!r})
 parts = {{name: build_component(name, "sd21" if name == "vae" else "nano") for name in COMPONENT_CLASSES}}
 parts["vae"].save_pretrained(folder / "vae")
-stage = next(s for s in stages(DiffBodyPipeline(**parts)) if s.name == "vae_decoder")
+stage = next(s for s in bind_stages(DiffBodyPipeline(**parts)) if s.name == "vae_decoder")
 path = export_onnx(stage, folder / "vae_decoder.onnx", WeightStore(folder))
 assert path.stat().st_size < 2_000_000, "the weights are the folder's"
 feed = stage.example({{"batch": 1, "height": 2, "width": 1}})
-with OnnxRuntimeEngine(path) as engine:
-    found, wanted = engine.infer(feed)["picture"], stage.reference(feed)["picture"]
+entry = StageEntry(stage.signature.inputs, stage.signature.outputs, stage.signature.sizes, {{}})
+found, wanted = OnnxRuntimeEngine(entry, path).infer(feed)["picture"], stage.reference(feed)["picture"]
 assert np.linalg.norm(found - wanted) < 1e-4 * np.linalg.norm(wanted)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 """
@@ -295,9 +305,9 @@ def test_a_bundle_needs_no_torch(bundle: Bundle, tmp_path: Path) -> None:
     script = f"""
 import sys
 sys.argv = ["diffbody"]
-import diffbody
+from diffbody.cli import main
 try:
-    diffbody.main(["restore", {str(SAMPLES / "synthetic_1.jpg")!r}, "--bundle", {str(bundle.folder)!r},
+    main(["restore", {str(SAMPLES / "synthetic_1.jpg")!r}, "--bundle", {str(bundle.folder)!r},
                    "-o", {str(tmp_path / "out.png")!r}, "--steps", "2", "--compare", "--intermediates"])
 except SystemExit as stop:
     assert not stop.code, stop.code
@@ -365,7 +375,7 @@ def test_a_wrong_feed_is_named(restorer: Restorer, feed: dict[str, np.ndarray], 
 
 def test_low_memory_holds_one_engine(bundle: Bundle, restorer: Restorer) -> None:
     picture = read_image(SAMPLES / "synthetic_1.jpg")
-    thrifty = bundle.restorer(low_memory=True)
+    thrifty = Restorer.open(bundle, EngineConfig(low_memory=True))
     result = thrifty.restore(picture, num_inference_steps=1, body_guidance_scale=0.0)
     same = restorer.restore(picture, num_inference_steps=1, body_guidance_scale=0.0)
     assert np.array_equal(result.pixels, same.pixels)
@@ -377,6 +387,5 @@ def test_a_provider_that_is_not_there_is_said(bundle: Bundle) -> None:
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
-    engine = OnnxRuntimeEngine(bundle.folder / "pose.float32.onnx", device="cuda")
-    with pytest.raises(RuntimeError, match="cannot use cuda"), engine:
-        pass
+    with pytest.raises(RuntimeError, match="cannot use cuda"):
+        OnnxRuntimeEngine.open(bundle, "pose", EngineConfig(device="cuda"))

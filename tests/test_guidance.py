@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,14 @@ from torch import Tensor
 
 from diffbody_ref.guidance import (
     BodyGuidance,
-    GuidanceConfig,
     PartFeatures,
     body_part_loss,
     guidance_gradient,
     part_features,
-    predict_z0,
 )
 from diffbody_ref.models.parts import NANO, PartNet
+from diffbody_ref.ops.options import RestoreOptions
+from diffbody_ref.ops.samplers import predict_z0, schedule_of
 
 TINY = dataclasses.replace(
     NANO,
@@ -62,6 +63,15 @@ class Models:
         with torch.no_grad():
             return self.embed(self.decode(self.latents(count, seed=7)))
 
+    def gradient(self, z0: Tensor, target: PartFeatures) -> tuple[Tensor, Tensor]:
+        """`guidance_gradient` of one person a sample."""
+        return guidance_gradient(self.decode, self.embed, z0, target, torch.arange(len(z0)))
+
+    def hook(self, reference: Tensor, scale: float) -> BodyGuidance:
+        """Each picture is one person."""
+        boxes = [[(0.0, 0.0, 24.0, 48.0)]] * len(reference)
+        return BodyGuidance(self.parts, self.decode, reference, boxes, RestoreOptions(body_guidance_scale=scale))
+
 
 @pytest.fixture(scope="module")
 def models() -> Models:
@@ -70,8 +80,9 @@ def models() -> Models:
 
 def test_predict_z0_inverts_the_noising() -> None:
     z0, eps = torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    schedule = schedule_of("ddpm", [0], alphas=[0.3])
     z_t = 0.3**0.5 * z0 + 0.7**0.5 * eps
-    torch.testing.assert_close(predict_z0(z_t, eps, 0.3), z0)
+    torch.testing.assert_close(predict_z0(schedule, 0, z_t, eps), z0)
 
 
 def test_loss_by_hand() -> None:
@@ -102,7 +113,7 @@ def test_dead_embedding_has_a_finite_gradient() -> None:
 def test_gradient_against_finite_differences(models: Models) -> None:
     z0, target = models.latents(2), models.target(2)
     assert 0 < target.visibility.mean() < 1
-    _, gradient = guidance_gradient(models.decode, models.embed, z0, target)
+    _, gradient = models.gradient(z0, target)
 
     def loss(z: Tensor) -> float:
         with torch.no_grad():
@@ -119,17 +130,17 @@ def test_gradient_against_finite_differences(models: Models) -> None:
 
 def test_batch_equals_samples_alone(models: Models) -> None:
     z0, target = models.latents(3), models.target(3)
-    losses, gradients = guidance_gradient(models.decode, models.embed, z0, target)
+    losses, gradients = models.gradient(z0, target)
     for i in range(3):
         alone = PartFeatures(target.embeddings[i : i + 1], target.visibility[i : i + 1])
-        loss, gradient = guidance_gradient(models.decode, models.embed, z0[i : i + 1], alone)
+        loss, gradient = models.gradient(z0[i : i + 1], alone)
         torch.testing.assert_close(loss[0], losses[i])
         torch.testing.assert_close(gradient[0], gradients[i])
 
 
 def test_gradient_under_no_grad_touches_no_parameters(models: Models) -> None:
     with torch.no_grad():
-        loss, gradient = guidance_gradient(models.decode, models.embed, models.latents(1), models.target(1))
+        loss, gradient = models.gradient(models.latents(1), models.target(1))
     assert not loss.requires_grad
     assert not gradient.requires_grad
     assert gradient.abs().max() > 0
@@ -139,27 +150,23 @@ def test_gradient_under_no_grad_touches_no_parameters(models: Models) -> None:
 def test_stepping_along_the_gradient_lowers_the_loss(models: Models) -> None:
     reference = models.decode(models.latents(2, seed=7)).detach()
     z0 = models.latents(2)
-    _, gradient = guidance_gradient(models.decode, models.embed, z0, models.target(2))
-    # To first order each step lowers the loss by 1e-3.
-    scale = 1e-3 / gradient.square().flatten(1).sum(dim=1)
-    hook = BodyGuidance(models.parts, models.decode, reference, scale=scale)
+    _, gradient = models.gradient(z0, models.target(2))
+    # To first order each step lowers the sum of the losses by 1e-3.
+    hook = models.hook(reference, 1e-3 / float(gradient.square().sum()))
+    losses = []
     for step in range(4):
-        z0, _ = hook(z0, 500, step)
-    assert [step for step, _ in hook.history] == [0, 1, 2, 3]
-    losses = torch.stack([loss for _, loss in hook.history])
-    assert (losses.diff(dim=0) < 0).all()
+        z0, loss = hook(z0, 500, step)
+        assert loss is not None
+        losses.append(loss.sum())
+    assert (torch.stack(losses).diff() < 0).all()
 
 
 def test_hook_is_z0_minus_scale_times_gradient(models: Models) -> None:
     z0, reference = models.latents(2), models.decode(models.latents(2, seed=7)).detach()
-    loss, gradient = guidance_gradient(models.decode, models.embed, z0, models.target(2))
-    guided, hook_loss = BodyGuidance(models.parts, models.decode, reference, config=GuidanceConfig(scale=3.0))(z0, 1, 0)
+    loss, gradient = models.gradient(z0, models.target(2))
+    guided, hook_loss = models.hook(reference, 3.0)(z0, 1, 0)
     torch.testing.assert_close(guided, z0 - 3.0 * gradient)
     torch.testing.assert_close(hook_loss, loss)
-    per_sample = BodyGuidance(models.parts, models.decode, reference, scale=torch.tensor([0.0, 5.0]))
-    guided, _ = per_sample(z0, 1, 0)
-    assert torch.equal(guided[0], z0[0])
-    torch.testing.assert_close(guided[1], z0[1] - 5.0 * gradient[1])
 
 
 def test_scale_zero_does_nothing(models: Models) -> None:
@@ -167,22 +174,21 @@ def test_scale_zero_does_nothing(models: Models) -> None:
         raise AssertionError("decoded for nothing")
 
     reference, z0 = torch.rand(2, 3, 48, 24, dtype=torch.float64), models.latents(2)
+    one_each = [[(0.0, 0.0, 24.0, 48.0)]] * 2
     for hook in (
-        BodyGuidance(models.parts, decode, reference, config=GuidanceConfig(scale=0.0)),
-        BodyGuidance(models.parts, decode, reference, scale=torch.zeros(2)),
-        BodyGuidance(models.parts, decode, reference, boxes=[[], []]),
+        BodyGuidance(models.parts, decode, reference, one_each, RestoreOptions(body_guidance_scale=0.0)),
+        BodyGuidance(models.parts, decode, reference, [[], []], RestoreOptions(body_guidance_scale=1.0)),
     ):
         guided, loss = hook(z0, 500, 0)
         assert guided is z0
         assert loss is None
-        assert hook.history == []
 
 
 def test_people_are_cropped_and_averaged(models: Models) -> None:
     """Nobody, one and two people, against crops made by hand."""
     z0, reference = models.latents(3), models.decode(models.latents(3, seed=7)).detach()
     boxes = [[], [(2.0, 4.0, 20.0, 40.0)], [(0.0, 0.0, 12.0, 48.0), (11.5, -3.0, 30.0, 47.2)]]
-    hook = BodyGuidance(models.parts, models.decode, reference, boxes, GuidanceConfig(scale=2.0))
+    hook = BodyGuidance(models.parts, models.decode, reference, boxes, RestoreOptions(body_guidance_scale=2.0))
     guided, loss = hook(z0, 500, 0)
     assert loss is not None
     assert torch.equal(guided[0], z0[0])
@@ -203,41 +209,37 @@ def test_people_are_cropped_and_averaged(models: Models) -> None:
 
 
 def test_when_it_is_active() -> None:
-    config = GuidanceConfig(t_start=600, t_stop=100, every=3)
-    active = [(t, step) for t in (600, 599, 101, 100) for step in range(5) if config.is_active(t, step)]
+    options = RestoreOptions(body_guidance_start=600, body_guidance_stop=100, body_guidance_every=3)
+    active = [(t, step) for t in (600, 599, 101, 100) for step in range(5) if options.guides(t, step)]
     assert active == [(599, 0), (599, 3), (101, 0), (101, 3)]
-    assert GuidanceConfig().is_active(999, 0)
-    assert GuidanceConfig().is_active(0, 49)
-    assert not GuidanceConfig(scale=0).is_active(500, 0)
+    assert RestoreOptions().guides(999, 0)
+    assert RestoreOptions().guides(0, 49)
+    assert not RestoreOptions(body_guidance_scale=0).guides(500, 0)
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    ("options", "message"),
     [
-        ({"scale": -1.0}, "guidance scale is -1.0"),
-        ({"scale": float("nan")}, "guidance scale is nan"),
-        ({"scale": float("inf")}, "guidance scale is inf"),
-        ({"every": 0}, "every 0 steps; it must be at least 1"),
-        ({"t_start": 100, "t_stop": 200}, "200 < t < 100"),
-        ({"t_start": 2000}, "t_start <= 1001"),
+        ({"body_guidance_scale": -1.0}, "body_guidance_scale must be a number of at least 0, got -1.0"),
+        ({"body_guidance_scale": float("nan")}, "got nan"),
+        ({"body_guidance_scale": float("inf")}, "got inf"),
+        ({"body_guidance_every": 0}, "body_guidance_every must be at least 1, got 0"),
+        ({"body_guidance_start": 100, "body_guidance_stop": 200}, "got stop 200 and start 100"),
+        ({"body_guidance_start": 2000}, "start <= 1001"),
     ],
 )
-def test_bad_config(kwargs: dict[str, float], message: str) -> None:
+def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        GuidanceConfig(**kwargs)  # type: ignore[arg-type]
+        RestoreOptions(**options)
 
 
 def test_bad_hook_arguments(models: Models) -> None:
-    reference = torch.rand(1, 3, 48, 24, dtype=torch.float64)
+    reference, options = torch.rand(1, 3, 48, 24, dtype=torch.float64), RestoreOptions(body_guidance_scale=1.0)
     with pytest.raises(ValueError, match="no pixels in the picture of 24x48"):
-        BodyGuidance(models.parts, models.decode, reference, [[(30, 0, 40, 10)]])
+        BodyGuidance(models.parts, models.decode, reference, [[(30, 0, 40, 10)]], options)
     with pytest.raises(ValueError, match="boxes are for 2 samples; the reference holds 1"):
-        BodyGuidance(models.parts, models.decode, reference, [[], []])
-    with pytest.raises(ValueError, match=r"guidance scale is \[nan\]"):
-        BodyGuidance(models.parts, models.decode, reference, scale=torch.tensor([float("nan")]))
+        BodyGuidance(models.parts, models.decode, reference, [[], []], options)
     with pytest.raises(ValueError, match="decoded pictures are"):
-        BodyGuidance(models.parts, models.decode, torch.rand(1, 3, 64, 32, dtype=torch.float64))(
-            models.latents(1), 500, 0
-        )
+        models.hook(torch.rand(1, 3, 64, 32, dtype=torch.float64), 1.0)(models.latents(1), 500, 0)
     with pytest.raises(ValueError, match="call eval"):
-        BodyGuidance(PartNet(TINY).train(), models.decode, reference)
+        BodyGuidance(PartNet(TINY).train(), models.decode, reference, [[]], options)

@@ -288,37 +288,35 @@ def test_resize_keeps_values_and_channels() -> None:
 
 
 def test_working_size() -> None:
-    assert images.working_size(512, 256, 1024, 512, 64) == (1024, 512, 1024, 512)
-    assert images.working_size(768, 384, 1024, 512, 64) == (1024, 512, 1024, 512)
-    assert images.working_size(1024, 512, 1024, 512, 64) == (1024, 512, 1024, 512)
-    assert images.working_size(2000, 1001, 1024, 512, 64) == (2000, 1001, 2048, 1024)
+    assert images.working_size(512, 256, 1024, 512) == (1024, 512)
+    assert images.working_size(768, 384, 1024, 512) == (1024, 512)
+    assert images.working_size(1024, 512, 1024, 512) == (1024, 512)
+    assert images.working_size(2000, 1001, 1024, 512) == (2000, 1001)
     rng = np.random.default_rng(3)
     for height, width in rng.integers(16, 700, (300, 2)).tolist():
-        size = images.working_size(height, width, 1024, 512, 64)
-        assert size.height * size.width >= 1024 * 512
+        new_height, new_width = images.working_size(height, width, 1024, 512)
+        assert new_height * new_width >= 1024 * 512
         # One row and column less would be too little: nothing is enlarged more than needed.
-        assert (size.height - 1) * (size.width - 1) < 1024 * 512
+        assert (new_height - 1) * (new_width - 1) < 1024 * 512
         # Each side is rounded up by less than a pixel.
-        assert abs(size.height * width - size.width * height) < max(height, width)
-        assert size.padded_height % 64 == size.padded_width % 64 == 0
-        assert 0 <= size.padded_height - size.height < 64
-        assert 0 <= size.padded_width - size.width < 64
+        assert abs(new_height * width - new_width * height) < max(height, width)
     with pytest.raises(ValueError, match="positive"):
-        images.working_size(512, 0, 1024, 512, 64)
+        images.working_size(512, 0, 1024, 512)
 
 
 def test_pad_and_crop() -> None:
     pixels = np.random.default_rng(4).random((30, 50, 3), dtype=np.float32)
-    padded = images.pad_to_multiple(pixels, 32)
+    padded = images.pad(pixels, 32, 64)
     assert padded.shape == (32, 64, 3)
     expected = cv2.copyMakeBorder(pixels, 0, 2, 0, 14, cv2.BORDER_REFLECT_101)
     np.testing.assert_array_equal(padded, expected)
     np.testing.assert_array_equal(images.crop(padded, 30, 50), pixels)
-    small = images.pad_to_multiple(pixels[:3, :3, 0], 8)  # too small to mirror
+    small = images.pad(pixels[:3, :3, 0], 8, 8)  # too small to mirror
     np.testing.assert_array_equal(small, cv2.copyMakeBorder(pixels[:3, :3, 0], 0, 5, 0, 5, cv2.BORDER_REPLICATE))
-    assert images.pad_to_multiple(pixels, 10) is pixels
-    with pytest.raises(ValueError, match="multiple"):
-        images.pad_to_multiple(pixels, 0)
+    assert images.pad(pixels, 30, 50) is pixels
+    with pytest.raises(ValueError, match="cannot pad 30x50 to 29x64"):
+        images.pad(pixels, 29, 64)
+    assert [images.round_up(value, 8) for value in (1, 8, 9)] == [8, 8, 16]
     with pytest.raises(ValueError, match="crop"):
         images.crop(pixels, 31, 50)
 

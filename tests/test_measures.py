@@ -33,11 +33,11 @@ from diffbody_ref.evaluation.structure import (
     summarize,
 )
 from diffbody_ref.evaluation.subjects import Subject
+from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.ops.images import read_image, resize
 from diffbody_ref.ops.keypoints import INDEX
 from diffbody_ref.ops.parts import PART_LABELS
 from diffbody_ref.pipeline import DiffBodyPipeline
-from diffbody_ref.ops.builtin import NANO_FOLDER
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 BOX = np.array([10, 20, 60, 120], np.float32)  # 50 × 100 pixels

@@ -9,9 +9,11 @@ import pytest
 from safetensors import safe_open
 
 from diffbody_ref.evaluation.measures import psnr, sharpness
-from diffbody_ref.ops.images import read_image, resize
-from diffbody_ref.pipeline import NO_PERSON, DiffBodyOutput, DiffBodyPipeline
 from diffbody_ref.ops.builtin import NANO_FOLDER
+from diffbody_ref.ops.images import read_image, resize
+from diffbody_ref.ops.results import NO_PERSON
+from diffbody_ref.output import DiffBodyOutput
+from diffbody_ref.pipeline import DiffBodyPipeline
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 BUDGET = 32_000_000  # bytes of all weights together

@@ -14,17 +14,18 @@ from runtime.engines import cache
 from runtime.engines.onnxruntime import Binding, OnnxRuntimeEngine
 
 GRAPH = NANO_FOLDER / "pose.float32.onnx"
+ENTRY = Bundle.open(NANO_FOLDER).manifest.stages["pose"]
 
 
 def crops(seed: int) -> dict[str, np.ndarray]:
-    height, width = Bundle.open(NANO_FOLDER).manifest.stages["pose"].inputs[0].shape[2:]
+    height, width = ENTRY.inputs[0].shape[2:]
     shape = (1, 3, int(height), int(width))
     return {"crops": np.random.default_rng(seed).standard_normal(shape).astype(np.float32)}
 
 
 def infer(cached: Path | None) -> np.ndarray:
-    with OnnxRuntimeEngine(GRAPH, cached=cached) as engine:
-        return engine.infer(crops(0))["simcc_x"]
+    engine = OnnxRuntimeEngine(ENTRY, GRAPH, cached=cached)
+    return engine.infer(crops(0))["simcc_x"]
 
 
 def test_a_cached_graph_gives_the_same(tmp_path: Path) -> None:
@@ -65,23 +66,22 @@ def test_the_cache_is_of_these_weights_and_this_machine(monkeypatch: pytest.Monk
 
 def test_bound_inputs_give_what_a_run_gives() -> None:
     """On the CPU, where the binding is the same as on a GPU, but that it may share the memory of what it is given."""
-    with OnnxRuntimeEngine(GRAPH) as engine:
-        binding = Binding(engine._session, "cpu")
-        for seed in (1, 2, 2):
-            wanted = engine.infer(crops(seed))
-            found = dict(zip(binding.outputs, binding.run(crops(seed)), strict=True))
-            assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    engine = OnnxRuntimeEngine(ENTRY, GRAPH)
+    binding = Binding(engine._session, "cpu")
+    for seed in (1, 2, 2):
+        wanted = engine.infer(crops(seed))
+        found = dict(zip(binding.outputs, binding.run(crops(seed)), strict=True))
+        assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_a_constant_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    with OnnxRuntimeEngine(GRAPH) as engine:
-        binding = Binding(engine._session, "cpu")
-        constant = crops(1)["crops"]
-        constant.flags.writeable = False
-        first = binding.run({"crops": constant})
-        held = binding._held["crops"]
-        assert all(np.array_equal(*pair) for pair in zip(first, binding.run({"crops": constant[:]}), strict=True))
-        assert binding._held["crops"] is held  # a view of it is the same constant
-        other = binding.run(crops(2))
-        assert binding._held["crops"] is not held
-        assert not np.array_equal(first[0], other[0])
+    binding = Binding(OnnxRuntimeEngine(ENTRY, GRAPH)._session, "cpu")
+    constant = crops(1)["crops"]
+    constant.flags.writeable = False
+    first = binding.run({"crops": constant})
+    held = binding._held["crops"]
+    assert all(np.array_equal(*pair) for pair in zip(first, binding.run({"crops": constant[:]}), strict=True))
+    assert binding._held["crops"] is held  # a view of it is the same constant
+    other = binding.run(crops(2))
+    assert binding._held["crops"] is not held
+    assert not np.array_equal(first[0], other[0])

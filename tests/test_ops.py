@@ -1,19 +1,20 @@
-"""Noise schedule, seeded noise, colour correction, tiling and captions."""
+"""Seeded noise, colour correction, tiling and captions."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from diffbody_ref.ops import colour, noise, schedule, tiling
+from diffbody_ref.ops import colour, noise, tiling
 from diffbody_ref.ops.captions import Caption
-from diffbody_ref.ops.schedule import SamplerSchedule, ddpm_schedule
 from diffbody_ref.ops.tiling import Tile, plan_tiles, tile_weights
 
 
@@ -31,94 +32,6 @@ print(len(names), ",".join(sorted(heavy)))
     count, _, heavy = result.stdout.strip("\n").partition(" ")
     assert int(count) >= 6
     assert heavy == ""
-
-
-# ---- schedule
-
-
-def test_alphas_cumprod_are_stable_diffusions() -> None:
-    alphas = schedule.alphas_cumprod()
-    assert alphas.shape == (1000,)
-    assert alphas.dtype == np.float64
-    assert alphas[0] == pytest.approx(1 - 0.00085, abs=1e-15)
-    # By hand, in plain Python; 1000 products of float64.
-    product, low, high = 1.0, 0.00085**0.5, 0.012**0.5
-    for step in range(1000):
-        product *= 1 - (low + (high - low) * step / 999) ** 2
-    assert alphas[-1] == pytest.approx(product, rel=1e-12)
-    assert alphas[-1] == pytest.approx(0.00466, abs=5e-6)  # the well-known terminal value
-
-
-def iddpm_timesteps(count: int) -> list[int]:
-    """Nichol & Dhariwal's respacing of one section, retold: add up a fractional stride, round each."""
-    position, steps = 0.0, []
-    for _ in range(count):
-        steps.append(round(position))
-        position += 999 / (count - 1)
-    return steps[::-1]
-
-
-def test_timesteps_of_every_count() -> None:
-    for count in range(2, 1001):
-        steps = schedule.space_timesteps(count)
-        assert steps.tolist() == iddpm_timesteps(count)
-        assert (steps[0], steps[-1], len(steps)) == (999, 0, count)
-        assert (np.diff(steps) < 0).all()
-    assert schedule.space_timesteps(1).tolist() == [999]
-    assert schedule.space_timesteps(50)[:4].tolist() == [999, 979, 958, 938]
-
-
-@pytest.mark.parametrize("count", [1, 2, 7, 50, 1000])
-def test_coefficients_are_the_posteriors(count: int) -> None:
-    """The posterior q(z_prev | z_t, z_0) by Bayes' rule for two Gaussians, in precision form."""
-    plan = ddpm_schedule(count)
-    a, prev = plan.alphas_cumprod[:-1], plan.alphas_cumprod_prev[:-1]
-    np.testing.assert_array_equal(prev, plan.alphas_cumprod[1:])
-    # z_prev ~ N(sqrt(prev) z_0, 1 - prev), and z_t | z_prev ~ N(sqrt(alpha) z_prev, 1 - alpha).
-    alpha = a / prev
-    precision = 1 / (1 - prev) + alpha / (1 - alpha)
-    # A few float64 operations, some of which lose digits in 1 - alpha (down to 1e-3): 1e-12.
-    np.testing.assert_allclose(plan.posterior_mean_coef1[:-1], np.sqrt(prev) / (1 - prev) / precision, rtol=1e-12)
-    np.testing.assert_allclose(plan.posterior_mean_coef2[:-1], np.sqrt(alpha) / (1 - alpha) / precision, rtol=1e-12)
-    np.testing.assert_allclose(plan.posterior_std[:-1], precision**-0.5, rtol=1e-12)
-    last = (plan.alphas_cumprod_prev[-1], plan.posterior_mean_coef1[-1], plan.posterior_mean_coef2[-1])
-    assert last == pytest.approx((1, 1, 0), abs=1e-15)
-    assert plan.posterior_std[-1] == 0
-
-
-def test_strength_keeps_the_last_steps() -> None:
-    whole = ddpm_schedule(50)
-    for strength, steps in [(1.0, 50), (0.5, 25), (0.3, 15), (0.999, 50), (1e-6, 1)]:
-        part = ddpm_schedule(50, strength)
-        assert len(part) == steps
-        for name, values in part.to_dict().items():
-            assert values == getattr(whole, name)[-steps:].tolist()
-
-
-def test_schedule_survives_json() -> None:
-    plan = ddpm_schedule(17, 0.7)
-    again = SamplerSchedule.from_dict(json.loads(json.dumps(plan.to_dict())))
-    for name in plan.to_dict():
-        np.testing.assert_array_equal(getattr(again, name), getattr(plan, name))
-        assert getattr(again, name).dtype == getattr(plan, name).dtype
-    for broken in ({}, {**plan.to_dict(), "extra": []}, {**plan.to_dict(), "timesteps": [1]}):
-        with pytest.raises(ValueError, match="sampler schedule"):
-            SamplerSchedule.from_dict(broken)
-
-
-def test_schedule_rejects_bad_values() -> None:
-    for count in (0, -1, 1001):
-        with pytest.raises(ValueError, match=rf"1\.\.1000, got {count}"):
-            ddpm_schedule(count)
-    for strength in (float("nan"), 0.0, -0.5, 1.0001, float("inf")):
-        with pytest.raises(ValueError, match="strength"):
-            ddpm_schedule(50, strength)
-    for steps in ([], [5, 5], [1, 2], [[3, 2]]):
-        with pytest.raises(ValueError, match="descending"):
-            schedule.make_schedule(np.array(steps))
-    for steps in ([1000, 5], [5, -1]):
-        with pytest.raises(ValueError, match=r"0\.\.999"):
-            schedule.make_schedule(steps)
 
 
 # ---- noise
@@ -267,28 +180,40 @@ def test_tiles_map_between_pixels_and_latent() -> None:
         Tile(8, 4, 64, 64).reduced(8)
 
 
-@pytest.mark.parametrize("kind", tiling.WINDOW_KINDS)
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_blending_the_tiles_of_a_picture_gives_the_picture(kind: str, channels_last: bool) -> None:
-    picture = np.random.default_rng(4).random((150, 90, 3), dtype=np.float32)
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_blending_the_tiles_of_a_picture_gives_the_picture(kind: Callable[[np.ndarray], Any]) -> None:
+    picture = np.random.default_rng(4).random((3, 150, 90), dtype=np.float32)
     tiles = plan_tiles(150, 90, 64, 48, 20)
-    weights = tile_weights(tiles, kind)
     for values in (picture, np.full_like(picture, 0.37)):
-        patches = (values[tile.slices] for tile in tiles)
-        if channels_last:
-            blended = tiling.blend(patches, tiles, weights)
-        else:
-            blended = tiling.blend((p.transpose(2, 0, 1) for p in patches), tiles, weights, channels_last=False)
-            assert blended.shape == (3, 150, 90)
-            blended = blended.transpose(1, 2, 0)
+        blended = tiling.blend((kind(values)[(..., *tile.slices)] for tile in tiles), tiles)
+        assert type(blended) is type(kind(values))
         # Up to 9 shares, each rounded to float32, of values below 1.
-        np.testing.assert_allclose(blended, values, atol=1e-6)
+        np.testing.assert_allclose(np.asarray(blended), values, atol=1e-6)
+
+
+def test_in_tiles_is_the_same_for_numpy_and_torch_and_for_a_network_that_sees_one_cell() -> None:
+    latents = np.random.default_rng(4).standard_normal((1, 4, 40, 24)).astype(np.float32)
+    enlarge = lambda x: x.repeat(4, axis=2).repeat(4, axis=3)  # noqa: E731
+    calls: list[tuple[int, ...]] = []
+
+    def network(cells: tiling.Cells) -> np.ndarray:
+        calls.append(latents[cells].shape)
+        return enlarge(latents[cells])
+
+    by_numpy = tiling.in_tiles(network, (40, 24), 64, 16, (4, 1), 4)
+    assert set(calls) == {(1, 4, 16, 16)}
+    np.testing.assert_allclose(by_numpy, enlarge(latents), atol=1e-5)  # values of up to 4, as above
+    by_torch = tiling.in_tiles(lambda cells: torch.from_numpy(enlarge(latents[cells])), (40, 24), 64, 16, (4, 1), 4)
+    np.testing.assert_array_equal(by_numpy, by_torch.numpy())
+    calls.clear()
+    assert tiling.in_tiles(network, (40, 24), 160, 16, (4, 1), 4).shape == (1, 4, 160, 96)
+    assert calls == [latents.shape]  # not larger than a tile: as a whole
 
 
 def test_blending_enlarged_tiles_fades_smoothly() -> None:
     tiles = [tile.enlarged(4) for tile in plan_tiles(8, 20, 8, 12, 4)]
     left, right = tiles
-    blended = tiling.blend([np.zeros((32, 48)), np.ones((32, 48))], tiles, tile_weights(tiles))
+    blended = tiling.blend([np.zeros((32, 48)), np.ones((32, 48))], tiles)
     assert blended.shape == (32, 80)
     assert (blended[:, : right.left] == 0).all()
     assert (blended[:, left.width :] == 1).all()
@@ -318,15 +243,13 @@ def test_tiling_rejects_bad_values() -> None:
         plan_tiles(64, 100, 64, 64, 0, multiple=8)
     with pytest.raises(ValueError, match="stride"):
         plan_tiles(64, 100, 64, 64, 64)
-    with pytest.raises(ValueError, match="gaussian, uniform"):
-        tiling.feather_window(8, 8, "hann")
     with pytest.raises(ValueError, match="no tiles"):
         tile_weights([])
     tiles = [Tile(0, 0, 8, 8)]
     with pytest.raises(ValueError, match="does not fit"):
-        tiling.blend([np.zeros((8, 9))], tiles, tile_weights(tiles))
+        tiling.blend([np.zeros((8, 9))], tiles)
     with pytest.raises(ValueError, match="zip"):
-        tiling.blend([], tiles, tile_weights(tiles))
+        tiling.blend([], tiles)
 
 
 # ---- captions

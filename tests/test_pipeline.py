@@ -12,7 +12,8 @@ from PIL import Image
 
 from diffbody_ref.components import COMPONENT_CLASSES, build_component
 from diffbody_ref.ops.pose import person_crop
-from diffbody_ref.pipeline import NO_PERSON, DiffBodyPipeline
+from diffbody_ref.ops.results import NO_PERSON
+from diffbody_ref.pipeline import DiffBodyPipeline
 
 FAST: dict[str, Any] = {"num_inference_steps": 2, "output_type": "np", "guidance_scale": 1.0}
 

@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffbody_ref.components import COMPONENT_CLASSES, build_component
+from diffbody_ref.ops.options import PRESETS
 from diffbody_ref.pipeline import DiffBodyPipeline
-from diffbody_ref.release import SETTINGS, UNTRAINED, release
+from diffbody_ref.release import UNTRAINED, release
 from diffbody_ref.training.curves import plot_losses, read_losses
 
 
@@ -51,7 +52,7 @@ def test_a_release_is_small_and_restores(trained: Path, tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in weights) <= 32_000_000
     assert np.asarray(Image.open(out / "losses.png")).std() > 5
     pipeline = DiffBodyPipeline.from_pretrained(out)
-    assert {name: pipeline.config[name] for name in SETTINGS["nano"]} == SETTINGS["nano"]
+    assert pipeline.settings == PRESETS["nano"]
     picture = np.full((40, 24, 3), 0.5, np.float32)
     (image,) = pipeline(picture, num_inference_steps=2, strength=0.5, output_type="np").images
     assert np.isfinite(image).all()

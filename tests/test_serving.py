@@ -24,8 +24,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffbody_ref.ops.images import Picture, decode_image, encode_image, read_image
 from diffbody_ref.ops.builtin import NANO_FOLDER
+from diffbody_ref.ops.images import Picture, decode_image, encode_image, read_image
 from runtime.bundle import Bundle
 from runtime.restore import Restorer
 from runtime.triton.client import (

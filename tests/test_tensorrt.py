@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffbody_ref.modules import MODULES
 from diffbody_ref.ops.builtin import NANO_FOLDER
+from diffbody_ref.ops.tensors import TensorSpec
+from diffbody_ref.stages import STAGES
 from export.tensorrt import add_plans, build_plan, profile_shapes
-from runtime.bundle import Bundle, PlanTarget, TensorSpec, graph_kind
+from runtime.bundle import Bundle, PlanTarget, graph_kind
+from runtime.engines import EngineConfig
 from runtime.engines.cuda import compute_capability
 from runtime.engines.tensorrt import choose_plan, import_tensorrt
+from runtime.restore import Restorer
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has wheels for Linux on x86-64 only")
 
@@ -41,7 +44,7 @@ def test_a_bundle_gets_plans_for_every_gpu(copy: Path) -> None:
     add_plans(copy, everywhere)
     bundle = Bundle.open(copy)  # verifies the new files as well
     assert bundle.manifest.plans == (everywhere,)
-    assert tuple(bundle.manifest.stages) == tuple(MODULES)
+    assert tuple(bundle.manifest.stages) == tuple(STAGES)
     for entry in bundle.manifest.stages.values():
         data = (copy / entry.graphs[everywhere.kind]).read_bytes()
         for spec in (*entry.inputs, *entry.outputs):
@@ -52,11 +55,11 @@ def test_profiles_are_the_ranges_of_the_stage(nano: Bundle) -> None:
     entry, config = nano.manifest.stages["denoiser"], nano.manifest.settings
     latents = next(spec for spec in entry.inputs if spec.name == "latents")
     least, usual, most = profile_shapes(entry, latents)
-    factor, side = nano.manifest.geometry.factor, nano.manifest.settings["tile_size"]
+    factor, side = nano.manifest.geometry.factor, config.tile_size
     channels = nano.manifest.geometry.latent_channels
     cells = nano.manifest.geometry.multiple // factor
     assert least == (1, channels, cells, cells)
-    assert usual == (1, channels, config["base_height"] // factor, config["base_width"] // factor)
+    assert usual == (1, channels, config.base_height // factor, config.base_width // factor)
     assert most == (8, channels, side // factor, side // factor)
 
 
@@ -98,7 +101,7 @@ def test_plans_for_another_machine_are_refused(asked: tuple[str, str, str, str |
 
 def test_a_bundle_without_plans_says_what_to_do(nano: Bundle) -> None:
     with pytest.raises(ValueError, match="GPU"):
-        nano.restorer(engine="tensorrt")
+        Restorer.open(nano, EngineConfig(engine="tensorrt"))
 
 
 def test_an_unknown_gpu_is_named(nano: Bundle, tmp_path: Path) -> None:
@@ -115,6 +118,6 @@ def test_plans_say_what_the_graphs_say(copy: Path) -> None:
     add_plans(copy, target(capability))
     bundle = Bundle.open(copy)
     picture, call = np.full((256, 128, 3), 0.5, np.float32), {"num_inference_steps": 4}
-    wanted = bundle.restorer().restore(picture, **call).pixels  # type: ignore[arg-type]
-    found = bundle.restorer(engine="tensorrt").restore(picture, **call).pixels  # type: ignore[arg-type]
+    wanted = Restorer.open(bundle).restore(picture, **call).pixels  # type: ignore[arg-type]
+    found = Restorer.open(bundle, EngineConfig(engine="tensorrt")).restore(picture, **call).pixels  # type: ignore[arg-type]
     assert -10 * np.log10(np.square(found - wanted).mean() + 1e-12) > 45

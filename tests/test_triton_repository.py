@@ -11,8 +11,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from diffbody_ref.ops.images import encode_image, read_image
 from diffbody_ref.ops.builtin import NANO_FOLDER
+from diffbody_ref.ops.images import encode_image, read_image
 from runtime.bundle import MANIFEST, Bundle, PlanTarget, file_entry
 from runtime.triton.client import Client, ClientConfig
 from runtime.triton.config import RepositoryConfig, ServerConfig

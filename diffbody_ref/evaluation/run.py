@@ -123,7 +123,7 @@ def evaluate(
         ValueError: an option out of its range, body guidance off while its effect is asked for, too few pictures, no
             labels where they are needed, or results of other settings in `out`.
     """
-    suite, options = SUITES[config.suite], pipeline.options(**config.options())
+    suite, options = SUITES[config.suite], pipeline.settings.options(**config.options())
     names = config.method_names
     if options.body_guidance_scale == 0 and {FULL, "without-sampler"} <= set(names):
         raise ValueError("body_guidance_scale is 0, so diffbody would be without-sampler; it must be above 0")

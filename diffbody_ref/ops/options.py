@@ -1,4 +1,4 @@
-"""What can be asked of one restoration, and the defaults of it all: shared by the reference, the runtime and the server."""
+"""What can be asked of one restoration, and every default of it: for the reference, the runtime and the server."""
 
 from __future__ import annotations
 

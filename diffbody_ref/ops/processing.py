@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -37,17 +37,16 @@ class Sizes:
     output_width: int
 
     @classmethod
-    def plan(
-        cls, height: int, width: int, options: RestoreOptions, settings: ModelSettings, multiple: int
-    ) -> Sizes:
-        """The sizes of a picture of height × width pixels.
+    def plan(cls, size: Sequence[int], options: RestoreOptions, settings: ModelSettings, multiple: int) -> Sizes:
+        """The sizes of one picture.
 
         Args:
+            size: its height and width in pixels.
             options: its `upscale` counts.
             settings: its base size counts.
             multiple: the padded sides are multiples of it.
         """
-        output = None
+        (height, width), output = size, None
         if options.upscale is not None:
             output = [max(1, round(side * options.upscale)) for side in (height, width)]
             height, width = (max(MIN_SIDE, round(side * options.upscale)) for side in (height, width))

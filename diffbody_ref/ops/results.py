@@ -1,4 +1,4 @@
-"""What the stages find in a picture, and what whoever asked should know of it: shared by the reference and the runtime."""
+"""What the stages find in a picture, and what whoever asked should know of a restoration."""
 
 from __future__ import annotations
 

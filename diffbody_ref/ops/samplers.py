@@ -1,7 +1,7 @@
 """Noise schedule and samplers, one text for numpy and PyTorch: a new sampler is one function and one row of `SAMPLERS`.
 
-Notation: ᾱ_t = Π (1 − β_i) is `alphas_cumprod`; z_t = √ᾱ_t z_0 + √(1 − ᾱ_t) ε. Latents are arrays of numpy or tensors of
-PyTorch; schedules hold plain floats, which take the latents' dtype wherever they are multiplied with them.
+Notation: ᾱ_t = Π (1 − β_i) is `alphas_cumprod`; z_t = √ᾱ_t z_0 + √(1 − ᾱ_t) ε. Latents are arrays of numpy or tensors
+of PyTorch; schedules hold plain floats, which take the latents' dtype wherever they are multiplied with them.
 """
 
 from __future__ import annotations
@@ -198,9 +198,7 @@ def make_schedule(
     return schedule_of(sampler, check_sampler(sampler).timesteps(num_inference_steps)[-count:], alphas)
 
 
-def schedule_of(
-    sampler: str, timesteps: Sequence[int], alphas: Sequence[float] | np.ndarray | None = None
-) -> Schedule:
+def schedule_of(sampler: str, timesteps: Sequence[int], alphas: Sequence[float] | np.ndarray | None = None) -> Schedule:
     """The sampling coefficients at chosen timesteps; other arguments as those of `make_schedule`.
 
     Raises:

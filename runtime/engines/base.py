@@ -31,11 +31,12 @@ class Engine(ABC):
 
     @classmethod
     def check(cls, bundle: Bundle, stages: Sequence[str], config: EngineConfig) -> None:
-        """See that stages of the bundle can be run here, without loading any.
+        """See that stages of the bundle can be run here, without loading any. This one finds nothing wrong.
 
         Raises:
             ValueError: the bundle lacks what this engine needs, or the machine does; the message says what to do.
         """
+        return
 
     @classmethod
     @abstractmethod

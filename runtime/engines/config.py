@@ -21,7 +21,7 @@ class EngineConfig:
     """How stages are run; checked when made.
 
     Attributes:
-        engine: a name in `ENGINES`: "onnxruntime", "tensorrt" (the bundle's plans) or "torch" (the networks themselves).
+        engine: a name in `ENGINES`: "onnxruntime", "tensorrt" (the bundle's plans) or "torch" (the networks).
         guidance: what runs the gradient of eq. 6: "engine" is the same as the other stages, "torch" is PyTorch.
         device: "cpu", "cuda", or "auto": a GPU where the engine can use one. Plans run on a GPU only.
         threads: number of CPU threads per operator; None is all cores.

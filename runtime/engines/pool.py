@@ -26,9 +26,7 @@ class EnginePool:
         ValueError: the bundle lacks what the engines need, or the machine does.
     """
 
-    def __init__(
-        self, bundle: Bundle, config: EngineConfig | None = None, observers: Sequence[Observer] = ()
-    ) -> None:
+    def __init__(self, bundle: Bundle, config: EngineConfig | None = None, observers: Sequence[Observer] = ()) -> None:
         self.bundle, self.config, self.observers = bundle, config or EngineConfig(), tuple(observers)
         by_kind: dict[str, list[str]] = {}
         for stage in bundle.manifest.stages:

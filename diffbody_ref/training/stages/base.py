@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffbody_ref.components import base_size, load_component, load_or_build_component, save_component
+from diffbody_ref.components import load_component, load_or_build_component, save_component
 from diffbody_ref.data.datasets import PeopleFolder
 from diffbody_ref.data.degradations import degrade
 from diffbody_ref.ops.images import resize
+from diffbody_ref.ops.options import check_preset
 from diffbody_ref.training.config import TrainConfig
 
 
@@ -99,8 +100,8 @@ class Stage(nn.Module):
 
 def training_size(config: TrainConfig) -> tuple[int, int]:
     """(height, width) of training pictures: the configuration's, or the base size of its preset."""
-    height, width = base_size(config.preset)
-    return config.height or height, config.width or width
+    settings = check_preset(config.preset)
+    return config.height or settings.base_height, config.width or settings.base_width
 
 
 def mirrored(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -17,8 +17,8 @@ from diffbody_ref.components import load_or_build_component
 from diffbody_ref.models.control import ControlBranch, condition_latents, denoise
 from diffbody_ref.models.text import encode_prompt
 from diffbody_ref.models.vae import decode
-from diffbody_ref.ops.schedule import alphas_cumprod, ddpm_schedule
-from diffbody_ref.sampling import noise_source, sample_ddpm
+from diffbody_ref.ops.samplers import alphas_cumprod, make_schedule
+from diffbody_ref.sampling import noise_source, sample
 from diffbody_ref.structure import batch_structure_maps
 from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.encoded import Arrays, EncodedRows, encode_missing, files_checksum, text_checksum
@@ -187,7 +187,7 @@ class DiffusionStage(Stage):
         noise = noise_source(range(len(latents)), tuple(latents.shape[1:]), latents.device)
         self.eval()
         with torch.autocast(latents.device.type, PRECISIONS[self.config.mixed_precision], self._mixed):
-            restored = sample_ddpm(denoiser, noise(0), ddpm_schedule(PREVIEW_STEPS), noise)
+            restored = sample(denoiser, noise(0), make_schedule("ddpm", PREVIEW_STEPS), noise)
         self.train()
         z_r = condition[:, : latents.shape[1]]
         return grid([decode(self.vae, z.float()) / 2 + 0.5 for z in (z_r, restored, latents)], count=PREVIEWS)

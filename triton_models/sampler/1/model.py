@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-
 from runtime.denoising import Sampling, Target, advance
-from runtime.restore import Parts, notices
 from runtime.sampling import Step
+
+from runtime.restore import Parts, notices
 from runtime.triton.blackboard import Blackboard, Progress
 from runtime.triton.contract import BUSY, CANCELLED
 from runtime.triton.models import SETTINGS, BusyError, Model, Settings, failure, read_tensors, respond

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from diffbody_ref.ops.builtin import NANO_FOLDER
-from runtime.bundle import Bundle
-from runtime.denoising import Sampling, Target, advance, views
+from runtime.engines import EngineConfig
 from runtime.restore import Parts, Restorer
+from runtime.steps import Sampling, Target, advance, views
 
 CALLS: list[dict[str, Any]] = [
     {"num_inference_steps": 5, "seed": 1, "strength": 1.0},
@@ -22,7 +22,7 @@ CALLS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def restorer() -> Restorer:
-    return Bundle.open(NANO_FOLDER).restorer(threads=1)
+    return Restorer.open(NANO_FOLDER, EngineConfig(threads=1))
 
 
 def random_target(rng: np.random.Generator, parts: int, windows: list[tuple[float, float, float, float]]) -> Target:
@@ -40,7 +40,7 @@ GUIDANCE = {"body_guidance_scale": 2.0}
 def begin(restorer: Restorer, call: dict[str, Any], height: int = 64, width: int = 64) -> Sampling:
     """A sampling of random latents with one person in the picture."""
     asked = {**GUIDANCE, **{name: value for name, value in call.items() if name != "seed"}}
-    seed, options = call["seed"], restorer.options(**asked)
+    seed, options = call["seed"], restorer.settings.options(**asked)
     rng = np.random.default_rng(seed)
     geometry = restorer.geometry
     draw = lambda *shape: np.asarray(rng.standard_normal(shape, np.float32))  # noqa: E731
@@ -57,8 +57,8 @@ def finish(restorer: Restorer, batch: list[Sampling]) -> list[np.ndarray]:
     going = list(batch)
     while going:
         advance(going, restorer.infer, restorer.manifest)
-        going = [sampling for sampling in going if not sampling.trajectory.done]
-    return [sampling.trajectory.latents for sampling in batch]
+        going = [sampling for sampling in going if not sampling.done]
+    return [sampling.latents for sampling in batch]
 
 
 def test_what_is_batched_is_what_it_is_alone(restorer: Restorer) -> None:
@@ -82,11 +82,11 @@ def test_what_fails_leaves_all_as_they_were(restorer: Restorer) -> None:
         return restorer.infer(stage, feed)
 
     batch = [begin(restorer, call) for call in CALLS]
-    before = [sampling.trajectory.latents for sampling in batch]
+    before = [sampling.latents for sampling in batch]
     with pytest.raises(MemoryError):
         advance(batch, fail_at_guidance, restorer.manifest)
-    assert [sampling.trajectory.step for sampling in batch] == [0] * len(batch)
-    assert all(np.array_equal(s.trajectory.latents, z) for s, z in zip(batch, before, strict=True))
+    assert [sampling.step for sampling in batch] == [0] * len(batch)
+    assert all(np.array_equal(s.latents, z) for s, z in zip(batch, before, strict=True))
 
 
 def target_of(*windows: tuple[float, float, float, float]) -> Target:
@@ -127,7 +127,7 @@ def test_a_view_is_guided_as_the_same_picture_would_be(restorer: Restorer) -> No
     z0 = rng.standard_normal((1, geometry.latent_channels, cells, 256 // geometry.factor), np.float32)
     target = target_of((20, 300, 100, 500))
     (view,) = views(target, z0.shape[2:], 256, geometry)
-    options = restorer.options(tile_size=256, num_inference_steps=2)
+    options = restorer.settings.options(tile_size=256, num_inference_steps=2)
     moved = []
     for latents, own in ((z0, [view]), (z0[view.cells], views(view.target, z0[view.cells].shape[2:], 256, geometry))):
         sampling = begin(restorer, {"seed": 0})
@@ -143,7 +143,7 @@ def test_a_view_is_guided_as_the_same_picture_would_be(restorer: Restorer) -> No
 
 def guided(restorer: Restorer, sampling: Sampling, latents: np.ndarray) -> np.ndarray:
     """How far body guidance moves the latents."""
-    from runtime.denoising import _guide
+    from runtime.steps import _guide
 
     z0 = {0: latents}
     _guide([sampling], z0, restorer.infer, restorer.manifest)
