@@ -1,6 +1,4 @@
-"""Weights: the nano pipeline that comes with the package, and importers of public checkpoints."""
+"""Weights: importers of public checkpoints, and in `nano/` the pipeline whose trained weights are part of this package.
 
-from pathlib import Path
-
-NANO_FOLDER = Path(__file__).parent / "nano"
-"""A DiffBody pipeline folder in diffusers' layout."""
+`diffbody_ref.models.NANO_FOLDER` is the path of `nano/`.
+"""
