@@ -328,7 +328,7 @@ def test_limit_and_overwrite(server: Server, tmp_path: Path) -> None:
 def test_other_formats_cannot_take_captions(server: Server, tmp_path: Path) -> None:
     folder = write_market(tmp_path / "data")
     with pytest.raises(
-        ValueError, match=r"another format \(Market-1501\); make picture files of it with `diffbody clean`"
+        ValueError, match=r"another format \(Market-1501\); convert it to picture files with `diffbody clean`"
     ):
         caption_folder(folder, config(server))
     assert not (folder / "metadata.jsonl").exists()

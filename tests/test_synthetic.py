@@ -258,10 +258,10 @@ def test_render_repeats_itself_and_views_share_the_person() -> None:
 
 
 def test_folder_resumes_grows_and_refuses_another_seed(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    report = synthesize(tmp_path, 2, 1, 4, 32, 16, workers=1, progress=lambda done, total: seen.append((done, total)))
+    seen: list[tuple[int, int, str]] = []
+    report = synthesize(tmp_path, 2, 1, 4, 32, 16, workers=1, progress=lambda *call: seen.append(call))
     assert (report.pictures, report.rendered) == (2, 2)
-    assert seen == [(1, 2), (2, 2)]
+    assert seen == [(1, 2, "person 0"), (2, 2, "person 1")]
     lines = (tmp_path / "metadata.jsonl").read_text()
     kept = (tmp_path / "images/000000_0.png").stat().st_mtime_ns
     (tmp_path / "labels/000001.json").unlink()

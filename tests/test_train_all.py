@@ -56,7 +56,7 @@ def test_everything_once_and_only_once(tmp_path: Path, capsys: pytest.CaptureFix
         assert stop.value.code == 0
         return capsys.readouterr().out.splitlines()
 
-    assert run("--call-minutes", "0")[-1] == "swinir: goes on with the next call"
+    assert run("--call-minutes", "0")[-1] == "swinir: training continues with the next call"
     said = run()
     assert [f"{stage}: trained" for stage in ORDER] == said[2:7]
     report = Path(said[-1].removesuffix(": evaluated"))

@@ -30,7 +30,7 @@ from diffbody_ref.training.checkpoints import trained_state
 from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.encoded import SHARD, EncodedRows, encode_missing
 from diffbody_ref.training.loop import is_finished, learning_rate_at, train
-from diffbody_ref.training.stages import Stage, build_stage
+from diffbody_ref.training.stages import TrainingStage, build_stage
 from tests.people import write_people
 from tests.test_training import config_for, weights
 
@@ -60,14 +60,14 @@ def losses(output: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (output / "log.jsonl").read_text().splitlines()]
 
 
-def prepared(config: TrainConfig) -> Stage:
+def prepared(config: TrainConfig) -> TrainingStage:
     torch.manual_seed(config.seed)
     stage = build_stage(config)
     stage.prepare(ALONE)
     return stage
 
 
-def first_batch(stage: Stage, count: int = 2) -> dict[str, torch.Tensor]:
+def first_batch(stage: TrainingStage, count: int = 2) -> dict[str, torch.Tensor]:
     return next(iter(item_loader(stage, OrderedBatches(stage, 0, count, count, 0, 1), workers=0)))
 
 
@@ -306,7 +306,7 @@ def test_a_deadline_leaves_a_run_to_go_on_with(people: Path, tmp_path: Path) -> 
 
 def test_a_checkpoint_of_other_settings_is_refused(people: Path, tmp_path: Path) -> None:
     train(config_for("vae", people, tmp_path, steps=1))
-    with pytest.raises(ValueError, match=r"step-0000001\.pt is of a run with batch_size 2 \(now 4\)"):
+    with pytest.raises(ValueError, match=r"step-0000001\.pt is from a run with batch_size 2 \(now 4\)"):
         train(config_for("vae", people, tmp_path, batch_size=4))
 
 

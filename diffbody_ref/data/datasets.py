@@ -1,4 +1,4 @@
-"""Pictures of people with what is known of them, from folders of any format that `diffbody_ref.data.readers` knows."""
+"""Pictures of people with their labels, from folders of any format that `diffbody_ref.data.readers` knows."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from PIL import Image
 from diffbody_ref.data.readers import Entry, open_folder
 from diffbody_ref.ops.images import decode_levels
 
-CACHE_BYTES = 2**31  # of decoded pictures a process keeps
+CACHE_BYTES = 2**31  # decoded pictures that a process keeps in memory
 
 
 @dataclass(frozen=True)
 class Person:
-    """One picture; None is what is not known of it.
+    """One picture of a person; None marks labels that are not known.
 
     Attributes:
-        name: unique in its folder.
+        name: name of the picture, unique in its folder.
         picture: uint8 (H, W, 3), RGB.
-        caption: one sentence, "" where there is none.
+        caption: one sentence, "" if there is none.
         identity: number of the person, the same in all of their pictures, from 0.
         parts: uint8 (H, W), labels of `diffbody_ref.ops.parts.PART_LABELS`.
         keypoints: float32 (133, 3): x, y in pixels and visibility (0 unlabelled, 1 hidden, 2 visible).
@@ -40,17 +40,23 @@ class Person:
 
 
 class PeopleFolder:
-    """The pictures of one or more folders, one after the other.
+    """The pictures of one or more folders, one folder after the other.
 
-    Decoded pictures are kept in memory up to `CACHE_BYTES`. Beyond that the first ones stay: pictures come in random
-    order, in which keeping the latest would help no more.
+    Decoded pictures are kept in memory up to `CACHE_BYTES`. Beyond that the first ones stay: pictures are read in
+    random order, for which keeping the latest ones would be no better.
+
+    Attributes:
+        folders: the folders.
+        size: (height, width) of all pictures, or None.
+        identities: number of each identity by (number of the folder, identity in the folder).
 
     Args:
-        folders: each as `diffbody_ref.data.readers.open_folder` takes it, "data/market:query" for instance.
-        size: (height, width) that every picture is brought to, see `fitted`; None leaves them as they are.
+        folders: folders as `diffbody_ref.data.readers.open_folder` takes them, for example "data/market:query".
+        size: (height, width) to which every picture is scaled and cut, see `fitted`; None leaves pictures as they are.
 
     Raises:
-        FileNotFoundError, ValueError: see `open_folder`; or a folder is empty.
+        FileNotFoundError: see `open_folder`.
+        ValueError: see `open_folder`; or a folder holds no pictures.
     """
 
     def __init__(self, folders: Iterable[str | Path], size: tuple[int, int] | None = None) -> None:
@@ -66,16 +72,20 @@ class PeopleFolder:
         self.identities: dict[tuple[int, int | str], int] = {}
         self._identity: list[int | None] = [None] * len(self)
         if any("identity" in reader.labels for reader in self._readers):
-            self._identity = [self._number(*self._place(i)) for i in range(len(self))]
+            self._identity = [self._identity_number(*self._place(i)) for i in range(len(self))]
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def require(self, labels: Sequence[str], purpose: str) -> None:
-        """Make sure that all pictures have these labels (fields of `Person`).
+        """Check that all pictures have these labels.
+
+        Args:
+            labels: fields of `Person`.
+            purpose: what the labels are needed for, for the error message.
 
         Raises:
-            ValueError: a folder's pictures lack some; names the folder, what it lacks and the purpose.
+            ValueError: a folder's pictures lack labels; the message names the folder, the labels and the purpose.
         """
         for folder, reader in zip(self.folders, self._readers, strict=True):
             if missing := [label for label in labels if label not in reader.labels]:
@@ -85,22 +95,24 @@ class PeopleFolder:
                 )
 
     def entry(self, index: int) -> Entry:
-        """What the folder says of a picture, without decoding it."""
+        """What its folder says about a picture, without decoding it."""
         number, inside = self._place(index)
         return self._readers[number].entry(inside)
 
     def identity(self, index: int) -> int | None:
-        """The identity's number, 0 to len(identities) − 1, without reading the picture."""
+        """The number of the picture's identity, 0 to len(identities) − 1, or None, without reading the picture."""
         return self._identity[index]
 
     def caption(self, index: int) -> str:
-        """The caption, without reading the picture."""
+        """The picture's caption, without reading the picture."""
         return self.entry(index).caption
 
     def __getitem__(self, index: int) -> Person:
-        """
+        """Read a picture, or take it from memory.
+
         Raises:
-            ValueError, OSError: the picture cannot be read; names the folder and the picture.
+            OSError: the picture's file cannot be read.
+            ValueError: the picture cannot be decoded; the message names the folder and the picture.
         """
         if index in self._kept:
             return self._kept[index]
@@ -126,20 +138,21 @@ class PeopleFolder:
         return Person(entry.name, picture, entry.caption, self._identity[index], parts, entry.keypoints, entry.box)
 
     def _place(self, index: int) -> tuple[int, int]:
-        """(number of the folder, index in it)."""
+        """(number of the folder, index in the folder) of a picture."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         return number, index - (int(self._ends[number]) - len(self._readers[number]))
 
-    def _number(self, folder: int, index: int) -> int | None:
+    def _identity_number(self, folder: int, index: int) -> int | None:
+        """The number of an identity, which is assigned at its first picture."""
         identity = self._readers[folder].entry(index).identity
         return None if identity is None else self.identities.setdefault((folder, identity), len(self.identities))
 
 
 def fitted(person: Person, height: int, width: int) -> Person:
-    """A person's picture of height × width, labels with it: scaled to cover that, then cut.
+    """Scale a person's picture and labels so that they cover height × width pixels, then cut them to that size.
 
-    The window lies in the middle of the person's box where it is known, else in the middle of the picture. Keypoints
-    that fall outside become unlabelled (visibility 0).
+    The window is centred on the person's box if it is known, else on the picture. Keypoints outside the window become
+    unlabelled (visibility 0).
     """
     old_height, old_width = person.picture.shape[:2]
     if (old_height, old_width) == (height, width):

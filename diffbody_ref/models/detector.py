@@ -12,19 +12,20 @@ from torch import nn
 from diffbody_ref.models.base import ConfiguredModel
 from diffbody_ref.ops.pose import STRIDES, detector_cells
 
-# Objectness and class scores start at this probability, so that the many empty cells do not swamp the first steps.
+# Initial objectness and class scores, low so that the many empty cells do not dominate the first training steps.
 PRIOR = 0.01
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """YOLOX.
+    """The configuration of YOLOX.
 
     Attributes:
         size: side of the square input in pixels, a multiple of 32.
-        depth, width: multipliers of YOLOX-l's block counts and channels.
-        depthwise: separable convolutions, as in YOLOX-nano.
-        num_classes: COCO's 80, or 1; class 0 is the person.
+        depth: multiplier of YOLOX-l's block counts.
+        width: multiplier of YOLOX-l's channels.
+        depthwise: use separable convolutions, as in YOLOX-nano.
+        num_classes: number of classes, COCO's 80 or 1; class 0 is the person.
     """
 
     size: int = 640
@@ -53,7 +54,7 @@ class ConvUnit(nn.Module):
 
 
 class PyramidPooling(nn.Module):
-    """Maxima over 5×5, 9×9 and 13×13 windows beside the features (SPP)."""
+    """The features concatenated with their maxima over 5×5, 9×9 and 13×13 windows (spatial pyramid pooling)."""
 
     def __init__(self, inputs: int, outputs: int, eps: float) -> None:
         super().__init__()
@@ -62,12 +63,13 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pyramid = [self.conv1(x)]
-        for _ in range(3):  # the 9 and 13 windows are the 5 window, applied twice and three times
+        for _ in range(3):  # the windows of 9 and 13 are the window of 5, applied twice and three times
             pyramid.append(F.max_pool2d(pyramid[-1], 5, stride=1, padding=2))
         return self.conv2(torch.cat(pyramid, dim=1))
 
 
 def yolo_conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> ConvUnit:
+    """A convolution unit with YOLOX's epsilon."""
     return ConvUnit(inputs, outputs, kernel, stride, eps=1e-3)
 
 
@@ -84,11 +86,13 @@ class YoloSeparable(nn.Module):
 
 
 def spatial_conv(config: DetectorConfig, inputs: int, outputs: int, stride: int = 1) -> nn.Module:
-    """A 3×3 unit, separable where the configuration says so."""
+    """A 3×3 unit, separable if the configuration says so."""
     return (YoloSeparable if config.depthwise else yolo_conv)(inputs, outputs, 3, stride)
 
 
 class YoloBlock(nn.Module):
+    """A 1×1 and a 3×3 unit, optionally with a residual connection: (B, C, h, w) -> (B, C, h, w)."""
+
     def __init__(self, config: DetectorConfig, channels: int, residual: bool) -> None:
         super().__init__()
         self.conv1 = yolo_conv(channels, channels, 1)
@@ -126,6 +130,8 @@ class Focus(nn.Module):
 
 
 class CSPDarknet(nn.Module):
+    """YOLOX's backbone: (B, 3, S, S) -> features at 1/8, 1/16 and 1/32 of the size."""
+
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         c, few, many = int(64 * config.width), max(round(3 * config.depth), 1), max(round(9 * config.depth), 1)
@@ -149,7 +155,7 @@ class CSPDarknet(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """Path aggregation: coarse features are passed down to the fine ones, and back up."""
+    """The backbone with path aggregation: coarse features are passed to the fine ones and back."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -180,7 +186,7 @@ def _twice(x: torch.Tensor) -> torch.Tensor:
 
 
 class DecoupledHead(nn.Module):
-    """Per stride: one branch for the classes, one for the box and the objectness."""
+    """The head: for each stride one branch for the classes, and one for box and objectness."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -210,29 +216,29 @@ class DecoupledHead(nn.Module):
 
 
 class PersonDetector(ConfiguredModel):
-    """YOLOX."""
+    """YOLOX, the detector of people."""
 
     config_dataclass = DetectorConfig
 
     def __init__(self, config: DetectorConfig) -> None:
-        detector_cells(config.size)  # raises where the size does not fit
+        detector_cells(config.size)  # raises an error if the size is not allowed
         super().__init__(config)
         self.backbone = FeaturePyramid(config)
         self.head = DecoupledHead(config)
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """`forward` before the sigmoid: what `training.pose_losses.detector_loss` takes."""
+        """The output of `forward` before the sigmoid, for `training.pose_losses.detector_loss`."""
         return self.head(self.backbone(images))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Boxes of every cell.
+        """Predict a box and scores for every cell.
 
         Args:
             images: (B, 3, S, S), RGB in [0, 255], as `ops.pose.letterbox` makes them.
 
         Returns:
             (B, A, 5 + classes), cells in the order of `ops.pose.detector_cells`: centre offset and log size in units
-            of the stride, then objectness and class probabilities. `ops.pose.select_people` reads it.
+            of the stride, then objectness and class probabilities. `ops.pose.select_people` selects people from it.
         """
         logits = self.logits(images)
         return torch.cat([logits[..., :4], logits[..., 4:].sigmoid()], dim=-1)

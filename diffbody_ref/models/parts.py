@@ -1,9 +1,9 @@
 """The part network: part maps and part embeddings of one person's picture.
 
-Architecture: BPBReID (Somers et al., WACV 2023, arXiv:2211.03679) on HRNet-W32 (Wang et al. 2020, arXiv:1908.07919) or
-ResNet-50 (He et al. 2016). Parameter names are those of the public BPBReID checkpoints. Their
-`*_identity_classifier`, `background_after_pooling_dim_reduce` and `cls_head` serve neither part maps nor embeddings and
-have no counterpart here.
+The architecture is BPBReID (Somers et al., WACV 2023, arXiv:2211.03679) on HRNet-W32 (Wang et al. 2020,
+arXiv:1908.07919) or ResNet-50 (He et al. 2016). Parameter names are those of the public BPBReID checkpoints. Their
+`*_identity_classifier`, `background_after_pooling_dim_reduce` and `cls_head` are needed neither for part maps nor for
+embeddings and have no counterpart here.
 """
 
 from __future__ import annotations
@@ -24,21 +24,26 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class PartNetConfig:
-    """Sizes; the defaults are those of the public checkpoints with HRNet-W32.
+    """The configuration of the part network; the defaults are those of the public checkpoints with HRNet-W32.
 
     Attributes:
         backbone: "hrnet" (features at 1/4 of the input) or "resnet50" (1/16).
-        input_height, input_width: the size in pixels that every picture is resized to; multiples of 32.
-        part_set: a name of `diffbody_ref.ops.parts.PART_SETS`.
-        embedding_dim: D, length of each embedding.
+        input_height: height in pixels to which every picture is resized, a multiple of 32.
+        input_width: width in pixels to which every picture is resized, a multiple of 32.
+        part_set: a key of `diffbody_ref.ops.parts.PART_SETS`.
+        embedding_dim: D, the length of each embedding.
         stem_width: channels of the first convolutions; ResNet's stages are 1, 2, 4, 8 times as wide.
-        stage_blocks: bottleneck blocks of ResNet's four stages; HRNet has the first stage only.
+        stage_blocks: bottleneck blocks of ResNet's four stages; HRNet only has the first stage.
         branch_widths: channels of HRNet's four branches, from fine to coarse.
         branch_modules: exchange modules in HRNet's stages of two, three and four branches.
-        branch_blocks: residual blocks of each branch in each of those modules.
-        head_planes: each HRNet branch ends with 4 times as many channels; all are concatenated.
-        mirror_average: attention maps are the mean of those of the picture and of its mirror image, which are a little
-            nearer to the truth; embeddings, and with them body guidance, are those of the picture alone.
+        branch_blocks: residual blocks of each branch in each exchange module.
+        head_planes: planes at the end of each HRNet branch, whose output has 4 times as many channels; the outputs of
+            all branches are concatenated.
+        mirror_average: attention maps are the mean of the maps for the picture and for its mirror image, which is a
+            little nearer to the truth; embeddings, and thus body guidance, only depend on the picture itself.
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
     backbone: str = "hrnet"
@@ -88,17 +93,17 @@ NANO = PartNetConfig(
 
 @dataclass(frozen=True)
 class PartOutput:
-    """What a part network says of B pictures, on its feature grid of h×w cells.
+    """The output of a part network for B pictures, on its feature grid of h×w cells.
 
     Attributes:
-        embeddings: (B, K, D), one for each part; non-negative (they leave a ReLU).
-        foreground: (B, D), of the whole person.
-        global_: (B, D), of the whole picture.
-        logits: (B, K+1, h, w), of the pixel classifier, background first.
-        masks: (B, K+1, h, w), their softmax.
+        embeddings: (B, K, D), the embedding of each part; non-negative (the output of a ReLU).
+        foreground: (B, D), the embedding of the whole person.
+        global_: (B, D), the embedding of the whole picture.
+        logits: (B, K+1, h, w), the output of the pixel classifier, background first.
+        masks: (B, K+1, h, w), the softmax of the logits.
         foreground_map: (B, 1, h, w) in [0, 1], the maximum of the part masks.
-        visibility: (B, K), 1 where the part is the likeliest class of some cell, else 0. An argmax has no gradient:
-            use it as a weight or a target.
+        visibility: (B, K), 1 if the part is the likeliest class of some cell, else 0. It is made by an argmax and has
+            no gradient: use it as a weight or a target.
     """
 
     embeddings: Tensor
@@ -111,7 +116,7 @@ class PartOutput:
 
 
 class PartNet(ConfiguredModel):
-    """BPBReID: a pixel classifier finds the parts, and its masks pool the backbone's features into embeddings."""
+    """BPBReID: a pixel classifier finds the parts, and its masks pool the backbone's features to embeddings."""
 
     config_dataclass = PartNetConfig
 
@@ -120,7 +125,7 @@ class PartNet(ConfiguredModel):
         self.input_size = (config.input_height, config.input_width)
         self.part_names = part_names(config.part_set)
         self.part_count = len(self.part_names)
-        self.backbone_appearance_feature_extractor = (HRNet if config.backbone == "hrnet" else ResNet)(config)
+        self.backbone_appearance_feature_extractor = _backbone(config)
         channels = self.backbone_appearance_feature_extractor.out_channels
         self.pixel_classifier = PixelClassifier(channels, self.part_count + 1)
         self.global_after_pooling_dim_reduce = DimReduce(channels, config.embedding_dim)
@@ -128,7 +133,7 @@ class PartNet(ConfiguredModel):
         self.parts_after_pooling_dim_reduce = DimReduce(channels, config.embedding_dim)
         for convolution in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-        # Small, so that training starts from undecided masks.
+        # Small weights, so that training starts from undecided masks.
         nn.init.normal_(self.pixel_classifier.classifier.weight, std=0.01)
 
     def preprocess(self, images: Tensor) -> Tensor:
@@ -141,10 +146,10 @@ class PartNet(ConfiguredModel):
             (B, 3, input_height, input_width) in the network's dtype.
 
         Raises:
-            ValueError: another shape.
+            ValueError: the images have another shape.
         """
         if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images are of shape {tuple(images.shape)}; they must be (B, 3, H, W)")
+            raise ValueError(f"images have shape {tuple(images.shape)}; they must be (B, 3, H, W)")
         images = resize(images.to(self.dtype), *self.input_size)
         mean, std = images.new_tensor(IMAGENET_MEAN), images.new_tensor(IMAGENET_STD)
         return (images - mean[:, None, None]) / std[:, None, None]
@@ -152,20 +157,20 @@ class PartNet(ConfiguredModel):
     def forward(self, images: Tensor) -> PartOutput:
         """Find and embed the parts of the person in each picture.
 
-        In evaluation mode a picture's result does not depend on the others of its batch.
+        In evaluation mode a picture's result does not depend on the other pictures of its batch.
 
         Args:
             images: (B, 3, H, W), RGB in [0, 1], each a crop around one person, of any size.
 
         Raises:
-            ValueError: another shape.
+            ValueError: the images have another shape.
         """
         features = self.backbone_appearance_feature_extractor(self.preprocess(images))
         logits = self.pixel_classifier(features)
         masks = logits.softmax(dim=1)
         foreground_map = masks[:, 1:].amax(dim=1, keepdim=True)
         cells, weights = features.flatten(2).transpose(1, 2), masks[:, 1:].flatten(2)  # (B, hw, C), (B, K, hw)
-        # Parts are averaged by weight; the foreground over all cells, so that it also tells how large the person is.
+        # Parts are weighted means. The foreground is a mean over all cells, so that it also contains the person's size.
         parts = (weights.to(cells) @ cells) / weights.sum(dim=2, keepdim=True).clamp_min(1e-6)
         foreground = (features * foreground_map).mean(dim=(2, 3))
         return PartOutput(
@@ -179,10 +184,11 @@ class PartNet(ConfiguredModel):
         )
 
     def attention_masks(self, images: Tensor, output: PartOutput) -> Tensor:
-        """The masks that attention maps are made of, (B, K+1, h, w): see `PartNetConfig.mirror_average`.
+        """The masks (B, K+1, h, w) from which attention maps are made; see `PartNetConfig.mirror_average`.
 
         Args:
-            images: (B, 3, H, W), RGB in [0, 1]. output: of them.
+            images: (B, 3, H, W), RGB in [0, 1].
+            output: the network's output for these images.
         """
         if not self.settings.mirror_average:
             return output.masks
@@ -190,18 +196,34 @@ class PartNet(ConfiguredModel):
         return (output.masks + self(images.flip(-1)).masks[:, order].flip(-1)) / 2
 
 
+def _backbone(config: PartNetConfig) -> HRNet | ResNet:
+    if config.backbone == "resnet50":
+        return ResNet(config.stem_width, config.stage_blocks)
+    return HRNet(
+        config.stem_width,
+        config.stage_blocks[0],
+        config.branch_widths,
+        config.branch_modules,
+        config.branch_blocks,
+        config.head_planes,
+    )
+
+
 @torch.no_grad()
 def _visibility(masks: Tensor) -> Tensor:
+    """The visibility (B, K) of the parts in masks (B, K+1, h, w); see `PartOutput`."""
     winner = masks.argmax(dim=1, keepdim=True)
     parts = torch.arange(1, masks.shape[1], device=masks.device)[:, None, None]
     return (winner == parts).to(masks.dtype).amax(dim=(2, 3))
 
 
 def attention_map(masks: Tensor, height: int, width: int) -> Tensor:
-    """The attention map A of eq. 3: K part maps, then their foreground map (their maximum), resized.
+    """The attention map A of eq. 3: K part maps, then the foreground map (their maximum), resized.
 
     Args:
-        masks: (B, K+1, h, w), of `PartNet.attention_masks`, background first.
+        masks: (B, K+1, h, w), from `PartNet.attention_masks`, background first.
+        height: height of the map in pixels.
+        width: width of the map in pixels.
 
     Returns:
         (B, K+1, height, width) in [0, 1].
@@ -211,7 +233,7 @@ def attention_map(masks: Tensor, height: int, width: int) -> Tensor:
 
 
 class PixelClassifier(nn.Module):
-    """Logits of background and parts for each cell."""
+    """The classifier of each cell: logits of background and parts."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -224,7 +246,7 @@ class PixelClassifier(nn.Module):
 
 
 class DimReduce(nn.Module):
-    """Pooled features to an embedding."""
+    """The layer from pooled features to an embedding."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()

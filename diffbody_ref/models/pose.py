@@ -1,4 +1,4 @@
-"""RTMPose, DWPose's keypoint network (arXiv 2303.07399), and the way of a picture through both of DWPose's networks.
+"""RTMPose, DWPose's keypoint network (arXiv 2303.07399), and the application of both DWPose networks to a picture.
 
 Parameter names are those of the public mmpose checkpoints.
 """
@@ -36,14 +36,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PoseConfig:
-    """RTMPose.
+    """The configuration of RTMPose.
 
     Attributes:
-        height, width: size of the crop in pixels.
-        widen, deepen: multipliers of CSPNeXt-l's channels and block counts.
-        stages: stages after the stem, each halving the resolution; the last one has the pyramid pooling.
-        final_kernel: of the convolution that makes one feature map a keypoint.
-        hidden, attention_dim: token and query/key width of the gated attention unit.
+        height: height of the crop in pixels.
+        width: width of the crop in pixels.
+        widen: multiplier of CSPNeXt-l's channels.
+        deepen: multiplier of CSPNeXt-l's block counts.
+        stages: number of stages after the stem; each halves the resolution, the last one has the pyramid pooling.
+        final_kernel: kernel of the convolution that makes one feature map per keypoint.
+        hidden: width of the tokens in the gated attention unit.
+        attention_dim: width of queries and keys in the gated attention unit.
     """
 
     height: int = 384
@@ -87,6 +90,8 @@ class NeXtBlock(nn.Module):
 
 
 class ChannelAttention(nn.Module):
+    """Features multiplied by a learned weight per channel, (B, C, h, w) -> (B, C, h, w)."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.fc = nn.Conv2d(channels, channels, 1)
@@ -113,7 +118,7 @@ class NeXtStage(nn.Module):
 
 
 class CSPNeXt(nn.Sequential):
-    """`stem`, `stage1`, ...: RTMPose's backbone."""
+    """RTMPose's backbone: `stem`, `stage1`, ..."""
 
     def __init__(self, config: PoseConfig) -> None:
         super().__init__()
@@ -130,7 +135,7 @@ class CSPNeXt(nn.Sequential):
 
 
 class ScaleNorm(nn.Module):
-    """x / rms(x)·g with one learned g."""
+    """x / rms(x)·g with one learned number g."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,6 +146,8 @@ class ScaleNorm(nn.Module):
 
 
 class Scale(nn.Module):
+    """A learned factor for each channel."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(channels))
@@ -171,7 +178,7 @@ class GatedAttention(nn.Module):
 
 
 class RTMHead(nn.Module):
-    """One token a keypoint, attention among them, and linear classifiers over the half pixels of x and of y (SimCC)."""
+    """The head: a token per keypoint, attention among them, linear classifiers of x and y in half pixels (SimCC)."""
 
     def __init__(self, config: PoseConfig) -> None:
         super().__init__()
@@ -183,7 +190,7 @@ class RTMHead(nn.Module):
         self.gau = GatedAttention(config.hidden, config.attention_dim)
         self.cls_x = nn.Linear(config.hidden, int(SPLIT_RATIO * config.width), bias=False)
         self.cls_y = nn.Linear(config.hidden, int(SPLIT_RATIO * config.height), bias=False)
-        for layer in (self.final_layer, self.cls_x, self.cls_y):  # small, so that an unsure keypoint scores near 0
+        for layer in (self.final_layer, self.cls_x, self.cls_y):  # small, so that an uncertain keypoint scores near 0
             nn.init.normal_(layer.weight, std=0.01)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,7 +199,7 @@ class RTMHead(nn.Module):
 
 
 class PoseEstimator(ConfiguredModel):
-    """RTMPose."""
+    """RTMPose, the keypoint network."""
 
     config_dataclass = PoseConfig
 
@@ -207,20 +214,21 @@ class PoseEstimator(ConfiguredModel):
         """Scores of x and y for each keypoint.
 
         Args:
-            crops: (B, 3, H, W), RGB normalised with ImageNet's mean and deviation: `ops.pose.crop_affine`.
+            crops: (B, 3, H, W), RGB normalised by ImageNet's mean and standard deviation, from `ops.pose.crop_affine`.
 
         Returns:
-            simcc_x (B, 133, 2W) and simcc_y (B, 133, 2H); bin i stands for crop pixel i / 2, a sure keypoint's maximum
-            is about 1. `ops.pose.decode_simcc` reads them.
+            simcc_x (B, 133, 2W) and simcc_y (B, 133, 2H); bin i is crop pixel i / 2, the maximum of a certain keypoint
+            is about 1. `ops.pose.decode_simcc` decodes them.
         """
         return self.head(self.backbone(crops))
 
 
 @torch.no_grad()
 def detect_people(detector: PersonDetector, picture: np.ndarray) -> np.ndarray:
-    """People in a picture.
+    """Find the people in a picture.
 
     Args:
+        detector: the detector.
         picture: float32 (H, W, 3), RGB in [0, 1].
 
     Returns:
@@ -234,11 +242,12 @@ def detect_people(detector: PersonDetector, picture: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def estimate_pose(estimator: PoseEstimator, picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """The 133 keypoints of each person.
+    """Find the 133 keypoints of each person.
 
     Args:
+        estimator: the keypoint network.
         picture: float32 (H, W, 3), RGB in [0, 1].
-        boxes: (N, ≥ 4): x0, y0, x1, y1 in pixels; N may be 0.
+        boxes: (N, ≥ 4): x0, y0, x1, y1 of the people in pixels; N may be 0.
 
     Returns:
         float32 (N, 133, 3): x, y in pixels of the picture and the score.

@@ -1,7 +1,7 @@
 """SwinIR as DiffBIR configures it: the regression stage r = SwinIR(y) (Liang et al. 2021, arXiv:2108.10257).
 
-The picture is pixel-unshuffled before the first convolution, so that the transformer works on a small grid, and brought
-back by nearest-neighbour upsampling and convolutions. Parameter names are those of DiffBIR's checkpoint.
+The picture is pixel-unshuffled before the first convolution, so that the transformer works on a small grid. It is
+enlarged again by nearest-neighbour upsampling and convolutions. Parameter names are those of DiffBIR's checkpoint.
 """
 
 from __future__ import annotations
@@ -17,27 +17,32 @@ from diffbody_ref.models.attention import attention
 from diffbody_ref.models.base import ConfiguredModel
 
 UPSAMPLERS = ("nearest+conv", "pixelshuffledirect")
-MASKED = -100.0  # added to the logits of pairs that the cyclic shift brought together, as in Swin
+MASKED = -100.0  # added to the attention logits of cells that are neighbours only by the cyclic shift, as in Swin
 
 
 @dataclass(frozen=True)
 class SwinIRConfig:
-    """Sizes; the defaults are DiffBIR's.
+    """The configuration of SwinIR; the defaults are DiffBIR's.
 
     Attributes:
-        unshuffle: pixels per cell of the transformer's grid along a side, a power of 2.
-        embed_dim: channels of the transformer. depths, num_heads: per group of layers.
+        unshuffle: side in pixels of a cell of the transformer's grid, a power of 2.
+        embed_dim: channels of the transformer.
+        depths: number of layers in each group.
+        num_heads: number of attention heads in each group.
         window_size: side of an attention window in cells.
-        mlp_ratio: hidden over embedded channels.
-        upsampler: "nearest+conv" as DiffBIR, or SwinIR's lighter "pixelshuffledirect": one convolution to the pixels of
-            a cell.
+        mlp_ratio: ratio of hidden to embedded channels in the MLPs.
+        upsampler: "nearest+conv" as in DiffBIR, or SwinIR's lighter "pixelshuffledirect", one convolution to the pixels
+            of a cell.
         num_feat: channels of "nearest+conv".
-        refine_blocks: residual blocks of two convolutions between the transformer and the upsampler (EDSR, Lim et al.
-            2017, arXiv:1707.02921). A small network learns its local filters by them many times faster than by
-            attention, whose layer norms hide how strong a feature is.
+        refine_blocks: residual blocks of two convolutions between transformer and upsampler (EDSR, Lim et al. 2017,
+            arXiv:1707.02921). With them a small network learns local filters many times faster than with attention,
+            whose layer norms hide the strength of a feature.
         global_residual: add the input to the output, so that training starts from the identity.
-        mirror_average: in evaluation mode, the mean of the results for the picture and for its mirror image: the
-            self-ensemble of EDSR and SwinIR+, of one flip. Twice the time, for a few hundredths of a decibel.
+        mirror_average: in evaluation mode, average the results for the picture and for its mirror image: the
+            self-ensemble of EDSR and SwinIR+ with one flip. It doubles the time for a few hundredths of a decibel.
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
     unshuffle: int = 8
@@ -75,7 +80,7 @@ NANO = SwinIRConfig(
 
 
 class SwinIR(ConfiguredModel):
-    """(B, 3, H, W), RGB in [0, 1], of any size → the same shape, about [0, 1], not clamped."""
+    """SwinIR: pictures (B, 3, H, W), RGB in [0, 1], of any size → the same shape, about [0, 1], not clamped."""
 
     config_dataclass = SwinIRConfig
     _supports_gradient_checkpointing = True
@@ -143,7 +148,7 @@ class SwinIR(ConfiguredModel):
 
 
 class _Normed(nn.Module):
-    """Holds `norm` under the checkpoint's name."""
+    """A module that contains `norm`, to match the parameter's name in the checkpoint."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -151,7 +156,7 @@ class _Normed(nn.Module):
 
 
 class ResidualConvs(nn.Sequential):
-    """Two convolutions with a ReLU between, added to their input; at first they add nothing. (B, C, H, W)."""
+    """Two convolutions with a ReLU between them, added to their input; initially they add zero. (B, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(
@@ -165,7 +170,7 @@ class ResidualConvs(nn.Sequential):
 
 
 class ResidualGroup(nn.Module):
-    """RSTB: Swin layers, every other one with shifted windows, a convolution, and the input added. (B, H, W, C)."""
+    """RSTB: Swin layers, every other one with shifted windows, a convolution, a residual connection. (B, H, W, C)."""
 
     def __init__(self, config: SwinIRConfig, depth: int, heads: int) -> None:
         super().__init__()
@@ -173,18 +178,18 @@ class ResidualGroup(nn.Module):
         self.residual_group = nn.Module()
         self.residual_group.blocks = nn.ModuleList(SwinBlock(config, heads, shift) for shift in shifts)
         self.conv = nn.Conv2d(config.embed_dim, config.embed_dim, 3, padding=1)
-        self.gradient_checkpointing = False  # diffusers' enable_gradient_checkpointing sets it, and the function
+        self.gradient_checkpointing = False  # set with the function below by diffusers' enable_gradient_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
         for block in self.residual_group.blocks:
-            again = self.gradient_checkpointing and torch.is_grad_enabled()
-            y = self._gradient_checkpointing_func(block, y) if again else block(y)
+            recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+            y = self._gradient_checkpointing_func(block, y) if recompute else block(y)
         return self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + x
 
 
 class SwinBlock(nn.Module):
-    """Window attention and an MLP, each after a layer norm and with its input added. (B, H, W, C)."""
+    """Window attention and an MLP, each after a layer norm and with a residual connection. (B, H, W, C)."""
 
     def __init__(self, config: SwinIRConfig, heads: int, shift: int) -> None:
         super().__init__()
@@ -223,14 +228,19 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """Args: windows (B·N, T, C); mask (N, T, T) to add, or None."""
+        """Attend within each window.
+
+        Args:
+            windows: (B·N, T, C).
+            mask: (N, T, T), added to the attention logits, or None.
+        """
         count, tokens, dim = windows.shape
         heads = (count, self.heads, tokens, dim // self.heads)
         q, k, v = self.qkv(windows).view(count, tokens, 3, self.heads, heads[-1]).permute(2, 0, 3, 1, 4)
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(tokens, tokens, self.heads).permute(2, 0, 1)[None]
         if mask is not None:
-            # A picture's windows become heads, so that one bias (1, N·heads, T, T) serves the whole batch.
+            # The windows of a picture become heads, so that one bias (1, N·heads, T, T) is valid for the whole batch.
             bias = (bias + mask[:, None]).flatten(0, 1)[None]
             q, k, v = (x.reshape(-1, bias.shape[1], tokens, heads[-1]) for x in (q, k, v))
         out = attention(q, k, v, bias.to(q)).reshape(heads)
@@ -238,18 +248,25 @@ class WindowAttention(nn.Module):
 
 
 def relative_positions(window: int) -> Tensor:
-    """int64 (T, T): row of the bias table for each pair of a window's T = window² cells."""
+    """The row of the bias table for each pair of a window's T = window² cells, int64 (T, T)."""
     cells = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
     offset = (cells[:, :, None] - cells[:, None, :]) + (window - 1)
     return offset[0] * (2 * window - 1) + offset[1]
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
-    """What to add to each window's attention logits after a cyclic shift: `MASKED` between cells of different regions.
+    """The mask to add to attention logits after a cyclic shift: `MASKED` between cells of different regions.
 
-    Rolling a grid by −shift brings its first `shift` rows below its last; the same for columns. A cell's region is its
-    distance class from the end: 0 before the last window, 1 in it, 2 in the part that was rolled in. Built by
-    comparisons of ranges, so an exported graph works at every size.
+    Rolling a grid by −shift moves its first `shift` rows below its last row, and columns likewise. A cell's region is 0
+    before the last window, 1 in the last window, and 2 in the part that was moved there. The mask is built by
+    comparing ranges, so an exported graph works at every size.
+
+    Args:
+        height: height of the grid in cells.
+        width: width of the grid in cells.
+        window: side of a window in cells.
+        shift: number of cells by which the grid is shifted.
+        like: tensor whose dtype and device the mask gets.
 
     Returns:
         (N, T, T), N = height/window · width/window, in `like`'s dtype and device.
@@ -264,28 +281,28 @@ def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
-    """(B, H, W, C) to (B·H/window·W/window, window², C)."""
+    """Divide a grid (B, H, W, C) into windows (B·H/window·W/window, window², C)."""
     batch, height, width, channels = x.shape
     x = x.view(batch, height // window, window, width // window, window, channels)
     return x.transpose(2, 3).reshape(-1, window * window, channels)
 
 
 def from_windows(windows: Tensor, height: int, width: int, window: int) -> Tensor:
-    """The inverse of `to_windows`: (B, H, W, C)."""
+    """Join windows to a grid (B, H, W, C); the inverse of `to_windows`."""
     x = windows.view(-1, height // window, width // window, window, window, windows.shape[-1])
     return x.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
 
 
 def _pad_to_multiple(pictures: Tensor, multiple: int) -> Tensor:
-    """Mirror the picture at the bottom and right up to a multiple; a side shorter than that ends in its first pixels.
+    """Pad pictures at the bottom and right to a multiple by mirroring; beyond the mirror image the first pixels repeat.
 
-    By indices from the sizes, so that an exported graph pads every size as it needs.
+    Padding selects indices that are computed from the sizes, so that an exported graph can pad every size.
     """
     rows, columns = (_mirrored(size, multiple, pictures.device) for size in pictures.shape[-2:])
     return pictures.index_select(2, rows).index_select(3, columns)
 
 
 def _mirrored(size: int, multiple: int, device: torch.device) -> Tensor:
-    """int64, 0 … size−1, then back from size−2, up to the next multiple."""
+    """Indices 0 … size−1, then back from size−2, up to the next multiple, int64."""
     positions = torch.arange((size + multiple - 1) // multiple * multiple, device=device)
     return ((size - 1) - ((size - 1) - positions).abs()).clamp_min(0)

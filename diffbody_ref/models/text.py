@@ -32,7 +32,7 @@ CONFIGS: dict[str, dict] = {
     },
 }
 
-# OpenCLIP pads with id 0, which is "!" in this vocabulary; CLIP with its end token.
+# OpenCLIP pads with id 0, which is "!" in this vocabulary; CLIP pads with its end token.
 PAD_TOKENS = {"sd21": "!", "nano": "<|endoftext|>"}
 
 
@@ -48,7 +48,7 @@ def build_tokenizer(preset: str = "nano") -> CLIPTokenizer:
 
 @torch.no_grad()
 def encode_prompt(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> Tensor:
-    """c of eq. 4: prompts, cut or padded to the model's length, to (B, 77, D)."""
+    """The text embeddings c of eq. 4, (B, 77, D); prompts are cut or padded to the model's length."""
     tokens = tokenizer(
         list(prompts),
         padding="max_length",

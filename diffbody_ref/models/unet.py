@@ -1,4 +1,4 @@
-"""The denoiser: diffusers' UNet2DConditionModel at Stable Diffusion 2.1-base's size, or small."""
+"""The denoiser: diffusers' UNet2DConditionModel at the size of Stable Diffusion 2.1-base, or small."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
@@ -16,8 +15,8 @@ CONFIGS: dict[str, dict] = {
         "scaling_factor": 0.18215,
     },
     # Factor 4 and 8 channels: at 256×128 the latents keep 64×32 cells, and a small decoder has less to invent. The
-    # scaling factor is measured after training. One group: normalising few channels by themselves takes the mean colour
-    # of a training crop away, and it is learnt late.
+    # scaling factor is measured after training. One group: normalising few channels separately would remove the mean
+    # colour of a training crop, which would then be learnt late.
     "nano": {
         "block_out_channels": (32, 48, 64),
         "layers_per_block": 1,
@@ -44,15 +43,10 @@ def build_vae(preset: str) -> AutoencoderKL:
 
 
 def encode_mode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """The most likely latents: (B, 3, H, W) in [-1, 1] to (B, C, H/factor, W/factor), scaled. z_r is made so."""
+    """The most likely latents, scaled, such as z_r: (B, 3, H, W) in [-1, 1] → (B, C, H/factor, W/factor)."""
     return vae.encode(pictures).latent_dist.mode() * vae.config.scaling_factor
 
 
-def encode_sample(vae: AutoencoderKL, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Latents drawn from the posterior, scaled: the training target z is made so."""
-    return vae.encode(pictures).latent_dist.sample(generator) * vae.config.scaling_factor
-
-
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Scaled latents (B, C, h, w) to pictures (B, 3, h·factor, w·factor), about [-1, 1], not clamped."""
+    """Decode scaled latents (B, C, h, w) to pictures (B, 3, h·factor, w·factor), about [-1, 1], not clamped."""
     return vae.decode(latents / vae.config.scaling_factor).sample

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+TEMPORARY = ".diffbody-"  # beginning of the names of temporary files
+
 
 @contextmanager
 def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
@@ -24,7 +26,7 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         OSError: its folder is missing, not writable or full.
     """
     # A name of its own, and not one made from the file's: that may be as long as names can be.
-    temporary = path.parent / f".diffbody-{secrets.token_hex(8)}{path.suffix}"
+    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}"
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -48,6 +50,12 @@ def write_whole(path: Path, data: str | bytes, *, overwrite: bool = True) -> Non
         return
     with whole_file(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(data)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in a folder. No other process may be writing there."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
 
 
 def replace_folder(fresh: Path, out: Path) -> None:

@@ -1,22 +1,20 @@
-"""The order in which a run sees its data: a function of the seed and the sample's number alone."""
+"""The order in which a run reads its data, which depends only on the seed and the number of the sample."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from diffbody_ref.training.stages import Stage
-
-PREFETCHED = 4  # batches a worker prepares ahead
+from diffbody_ref.training.loaders import loader_options
+from diffbody_ref.training.stages.base import TrainingStage
 
 
 class _Items(Dataset):
-    """`Stage.item` as a torch dataset over (index, serial) pairs; holds the stage without its networks' gradients."""
+    """`TrainingStage.item` as a torch dataset over (index, serial) pairs."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: TrainingStage) -> None:
         self.stage = stage
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -24,16 +22,18 @@ class _Items(Dataset):
 
 
 class OrderedBatches(Sampler):
-    """Batches of (index, serial) from `start` on: a seeded permutation of the data per epoch, cut among processes.
+    """Batches of (index, serial): a seeded permutation of the data in each epoch, divided among the processes.
 
     Args:
-        stage: its `order` gives the indices of one epoch.
+        stage: the stage; its `order` gives the indices of one epoch.
         start: first serial number.
-        samples: serial numbers to go through, batch_size × steps.
+        samples: end of the serial numbers, batch_size × steps.
         micro_batch: samples per process and accumulation round.
+        rank: number of this process.
+        world: number of processes.
     """
 
-    def __init__(self, stage: Stage, start: int, samples: int, micro_batch: int, rank: int, world: int) -> None:
+    def __init__(self, stage: TrainingStage, start: int, samples: int, micro_batch: int, rank: int, world: int) -> None:
         self.stage, self.start, self.samples = stage, start, samples
         self.micro_batch, self.rank, self.world = micro_batch, rank, world
 
@@ -44,9 +44,9 @@ class OrderedBatches(Sampler):
         epoch_size = len(self.stage.order(0))
         epoch, order = -1, np.empty(0, np.int64)
         for first in range(self.start, self.samples, self.micro_batch * self.world):
-            mine = range(first + self.rank * self.micro_batch, first + (self.rank + 1) * self.micro_batch)
+            serials = range(first + self.rank * self.micro_batch, first + (self.rank + 1) * self.micro_batch)
             batch = []
-            for serial in mine:
+            for serial in serials:
                 if serial // epoch_size != epoch:
                     epoch = serial // epoch_size
                     order = self.stage.order(epoch)
@@ -54,17 +54,6 @@ class OrderedBatches(Sampler):
             yield batch
 
 
-def item_loader(stage: Stage, batches: Sampler, workers: int) -> DataLoader:
-    """Batches of `stage.item`, prepared by worker processes of one thread each."""
+def item_loader(stage: TrainingStage, batches: Sampler, workers: int) -> DataLoader:
+    """A loader of the stage's items in these batches, prepared by worker processes of one thread each."""
     return DataLoader(_Items(stage), batch_sampler=batches, **loader_options(workers))
-
-
-def loader_options(workers: int) -> dict:
-    """What every loader of a run shares."""
-    options = {"num_workers": workers, "worker_init_fn": one_thread, "pin_memory": torch.cuda.is_available()}
-    return options | ({"prefetch_factor": PREFETCHED} if workers else {})
-
-
-def one_thread(_: int) -> None:
-    """Many workers of many threads each would fight for the cores."""
-    torch.set_num_threads(1)

@@ -17,7 +17,7 @@ CHOICES = {
     "optimizer": ("adamw", "muon"),
     "mixed_precision": ("no", "bf16", "fp16"),
 }
-# What a stage can train; every stage can train all that it has, "full".
+# What each stage can train; a stage that is not listed can only train everything, "full".
 TUNINGS = {
     "diffusion": ("full", "control", "lora"),
     "vae": ("full", "decoder"),
@@ -27,51 +27,62 @@ TUNINGS = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What one training run needs. Relative paths are relative to the folder where the command runs.
+    """The configuration of one training run. Relative paths are relative to the folder where the command runs.
 
     Attributes:
         stage: a name of `diffbody_ref.training.stages.STAGES`.
-        preset: sizes of components that `pipeline` does not hold yet: "sd21" or "nano".
+        preset: sizes of components that `pipeline` does not contain yet: "sd21" or "nano".
         pipeline: folder in diffusers' layout; frozen components are read from it, trained ones are written to it.
-        data: folders of pictures, in any format of `diffbody_ref.data.readers`; "FOLDER:SPLIT" takes one split of it.
-            The stages `pose` and `parts` need the labels that `diffbody synth` writes.
-        height, width: of training pictures in pixels, others are scaled and cut to that; 0 is the preset's base size.
-        output: checkpoints, log and sample pictures of this run.
-        steps, batch_size: optimizer steps and pictures per step over all processes and accumulation rounds.
+        data: folders of pictures, in any format of `diffbody_ref.data.readers`; "FOLDER:SPLIT" is one split of a
+            folder. The stages `pose` and `parts` need the labels that `diffbody synth` writes.
+        output: folder of this run's checkpoints, log and sample pictures.
+        steps: number of optimizer steps.
+        batch_size: pictures per step, over all processes and accumulation rounds.
+        learning_rate: peak learning rate.
+        optimizer: "adamw" (Adam if weight_decay is 0), or "muon" (`diffbody_ref.training.muon`), which needs fewer
+            steps.
         accumulation: gradient accumulation rounds per step.
-        optimizer: "adamw", or "muon" (`diffbody_ref.training.muon`), which learns in fewer steps.
-        learning_rate, warmup_steps, weight_decay, max_grad_norm: of the optimizer (AdamW with weight_decay 0 is Adam).
-            The rate falls to `final_rate` times its peak on a half cosine; 1 keeps it constant.
-        ema_decay: exponential moving average of the weights; the average is what is saved.
+        warmup_steps: steps in which the learning rate rises linearly to its peak.
+        final_rate: factor on the peak learning rate to which it falls along a half cosine; 1 keeps it constant.
+        weight_decay: weight decay of the optimizer.
+        max_grad_norm: norm to which gradients are clipped.
+        ema_decay: decay of the exponential moving average of the weights; the average is saved.
+        seed: seed of the order of the data, of everything random in a sample, of noise and of fresh weights.
+        height: height of training pictures in pixels; others are scaled and cut to it. 0 is the preset's base size.
+        width: width of training pictures in pixels; others are scaled and cut to it. 0 is the preset's base size.
         crop: side of random square training crops in pixels; 0 uses whole pictures.
         caption_dropout: probability of an empty caption, for classifier-free guidance.
-        variants: degradations encoded ahead per picture by the diffusion stage.
+        variants: degradations per picture that the diffusion stage encodes before training.
         structure: False trains without pose and attention (DiffBIR's method).
         snr_gamma: min-SNR loss weight γ (Hang et al. 2023, arXiv:2303.09556); 0 is the plain loss of eq. 4.
-        timestep_power: timesteps are drawn as T·u^power, u uniform in [0, 1): 1 is uniform (eq. 4), and more trains
-            rather on little noise, which is all that sampling at a low strength meets.
-        pixel_weight: of the part maps' cross-entropy beside the identity losses; BPBReID's 0.35 is for a backbone that
-            was trained on ImageNet, one trained from nothing needs more.
-        overlap_weight: of the part maps' overlap with the true ones (`parts_losses.overlap_loss`), 0 in BPBReID.
-        relative_loss: eq. 2 divided by the error of the degraded picture, so that a mild degradation counts as much as
+        timestep_power: timesteps are drawn as T·u^power, u uniform in [0, 1). 1 is uniform (eq. 4); a larger power
+            draws more timesteps with little noise, the only ones that sampling at a low strength uses.
+        pixel_weight: weight of the part maps' cross-entropy beside the identity losses. BPBReID's 0.35 is for a
+            backbone pretrained on ImageNet; a backbone trained from scratch needs more.
+        overlap_weight: weight of the loss on the part maps' overlap with the true ones (`parts_losses.overlap_loss`);
+            0 in BPBReID.
+        relative_loss: divide eq. 2 by the error of the degraded picture, so that a mild degradation counts as much as
             a heavy one, as it does in a mean of decibels; False is the plain eq. 2.
-        tuning: what the stage trains. "full" is all of it; the diffusion stage (text encoder, U-Net and control branch)
-            also has "control" (the control branch alone, as ControlNet, DiffBIR and the paper) and "lora" (the control
-            branch, and low-rank updates of the U-Net's attention; Hu et al. 2021, arXiv:2106.09685), `vae` has
-            "decoder" (the latents stay what they are), `pose` has "keypoints" (the person detector stays).
-        lora_rank: rank of those updates; their scale α/rank is 1.
-        cache_text: encode the captions once, ahead, where the text encoder is frozen.
-        mixed_precision: "no", "bf16" or "fp16" (CUDA only). Frozen networks are held in it as well.
+        tuning: what the stage trains. "full" is everything. The diffusion stage (text encoder, U-Net and control
+            branch) also has "control" (the control branch alone, as in ControlNet, DiffBIR and the paper) and "lora"
+            (the control branch, and low-rank updates of the U-Net's attention; Hu et al. 2021, arXiv:2106.09685), `vae`
+            has "decoder" (the latents do not change), `pose` has "keypoints" (the person detector does not change).
+        lora_rank: rank of the low-rank updates; their scale α/rank is 1.
+        cache_text: encode the captions once, before training, if the text encoder is frozen.
+        mixed_precision: "no", "bf16" or "fp16" (CUDA only). Frozen networks are held in this precision as well.
         gradient_checkpointing: compute activations twice instead of keeping them: less memory, a third more time.
-        compile: `torch.compile` of the trained networks; the first step takes a minute or more.
-        minutes: training time over all calls at which the run is finished, whatever step it has reached; the learning
-            rate falls with whichever of time and steps is further. The weights then depend on the machine's speed.
-            0: no limit.
+        compile: apply `torch.compile` to the trained networks; the first step then takes a minute or more.
+        minutes: training time over all calls after which the run is finished, at whatever step; the learning rate
+            follows time or steps, whichever is further. The weights then depend on the machine's speed. 0 is no limit.
         tensorboard: also write scalars and sample pictures to `output`/tensorboard.
-        seed: of the order of the data, of all that is random in a sample, and of noise and fresh weights.
-        checkpoint_every, sample_every, log_every: steps between checkpoints, sample pictures and lines of the log.
-        workers: processes that read and degrade pictures; 0 does it in the training process.
+        checkpoint_every: steps between checkpoints.
+        sample_every: steps between sample pictures.
+        log_every: steps between lines of the log.
+        workers: processes that read and degrade pictures; 0 does this in the training process.
         degradation: ranges of the degradations, see `DegradationConfig`.
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
     stage: str
@@ -135,7 +146,7 @@ class TrainConfig:
         if not (math.isfinite(self.timestep_power) and self.timestep_power > 0):
             raise ValueError(f"timestep_power is {self.timestep_power}; it must be a positive number")
         if not (math.isfinite(self.minutes) and self.minutes >= 0):
-            raise ValueError(f"minutes is {self.minutes}; it must be a number from 0")
+            raise ValueError(f"minutes is {self.minutes}; it must be at least 0")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
@@ -144,17 +155,18 @@ class TrainConfig:
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read a TOML file.
+    """Read a training configuration from a TOML file.
 
     Raises:
-        ValueError: not TOML, an unknown or missing key, or a value of the wrong type; names the file and the key.
-        FileNotFoundError: no such file.
+        ValueError: the file is not TOML, a key is unknown or missing, or a value has the wrong type or is out of its
+            range; the message names the file and the key.
+        FileNotFoundError: the file does not exist.
     """
     return read_toml(path, TrainConfig)
 
 
 def read_toml(path: Path, kind: type[Config]) -> Config:
-    """A dataclass from a TOML file; raises as `load_config`."""
+    """Read a dataclass from a TOML file; raises the errors of `load_config`."""
     try:
         return _build(kind, tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -164,12 +176,12 @@ def read_toml(path: Path, kind: type[Config]) -> Config:
 
 
 def _build(kind: type[Any], values: dict[str, Any]) -> Any:
-    """A dataclass from a mapping, every value checked against the field's type."""
+    """Build a dataclass from a mapping; every value is checked against its field's type."""
     hints = get_type_hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}
     for name in values:
         if name not in known:
-            raise ValueError(f"unknown key {name!r}; known are {', '.join(known)}")
+            raise ValueError(f"unknown key {name!r}; known keys are {', '.join(known)}")
     for name, f in known.items():
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ValueError(f"the key {name!r} is missing")
@@ -177,6 +189,7 @@ def _build(kind: type[Any], values: dict[str, Any]) -> Any:
 
 
 def _convert(name: str, hint: Any, value: Any) -> Any:
+    """Convert a TOML value to a field's type: tables to dataclasses, arrays to tuples, integers to floats."""
     if dataclasses.is_dataclass(hint):
         return _build(hint, value)  # type: ignore[arg-type]
     if getattr(hint, "__origin__", None) is tuple and isinstance(value, list):

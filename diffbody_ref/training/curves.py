@@ -1,4 +1,4 @@
-"""The loss curves of a set of runs, as one picture for a model card."""
+"""The loss curves of several runs in one picture, for a model card."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from diffbody_ref.training.stages import STAGES
 
-SMOOTHED_OVER = 0.02  # of a run's log lines
+SMOOTHED_OVER = 0.02  # width of the smoothing window as a fraction of a run's log lines
 
 
 def read_losses(log: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and losses of a log.jsonl; of lines that a resumed run wrote again, the last counts.
+    """Read the steps and losses of a log.jsonl; if a resumed run logged a step again, the last line counts.
 
     Raises:
         ValueError: the file holds no line.
@@ -29,7 +29,7 @@ def read_losses(log: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plot_losses(runs: Path, out: Path) -> None:
-    """Draw the loss of every stage found in `runs`/STAGE/log.jsonl, as logged and smoothed, to the PNG `out`.
+    """Draw the losses in all `runs`/STAGE/log.jsonl, as logged and smoothed, and write them to the PNG `out`.
 
     Raises:
         FileNotFoundError: there is no log.
@@ -38,7 +38,7 @@ def plot_losses(runs: Path, out: Path) -> None:
 
     logs = {stage: runs / stage / "log.jsonl" for stage in STAGES if (runs / stage / "log.jsonl").is_file()}
     if not logs:
-        raise FileNotFoundError(f"{runs}: no STAGE/log.jsonl of a training run in there")
+        raise FileNotFoundError(f"{runs}: holds no STAGE/log.jsonl of a training run")
     figure = Figure(figsize=(3.2 * len(logs), 2.8), layout="constrained")
     for axes, (stage, log) in zip(np.atleast_1d(figure.subplots(1, len(logs))), logs.items(), strict=True):
         steps, losses = read_losses(log)

@@ -1,7 +1,7 @@
-"""What frozen networks say of the data, computed once: rows of float16 arrays on disk, in shards.
+"""Outputs of frozen networks for the training data, computed once: rows of float16 arrays on disk, in shards.
 
-A shard is a file of `SHARD` rows, there whole or not at all; so the pass over the data can be cut at any time, and
-shared among any number of processes, on any number of machines with a common folder.
+A shard is a file of `SHARD` rows that is complete or not there. So the pass over the data can be interrupted at any
+time, and divided among any number of processes, on any number of machines that share a folder.
 """
 
 from __future__ import annotations
@@ -17,19 +17,24 @@ import torch
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from diffbody_ref.training.batches import loader_options
+from diffbody_ref.ops.files import whole_file, write_whole
+from diffbody_ref.training.loaders import loader_options
 
-SHARD = 64  # rows
+SHARD = 64  # rows per shard
 Arrays = dict[str, np.ndarray]
 
 
 class EncodedRows:
-    """Rows of named arrays.
+    """Rows of named arrays on disk.
+
+    Attributes:
+        folder: subfolder of these rows.
+        rows: number of rows when all are written.
 
     Args:
-        folder: holds one subfolder for each settings that rows were made with.
-        rows: how many there will be.
-        settings: whatever the rows depend on; other settings, other rows.
+        folder: folder with one subfolder for each combination of settings.
+        rows: number of rows when all are written.
+        settings: everything that the rows depend on; other settings have another subfolder.
     """
 
     def __init__(self, folder: Path, rows: int, settings: dict[str, Any]) -> None:
@@ -37,31 +42,33 @@ class EncodedRows:
         self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:12]
         self.rows = rows
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "settings.json").write_text(text + "\n")
+        write_whole(self.folder / "settings.json", text + "\n")
         self._open: dict[int, np.ndarray] = {}
 
     def path(self, shard: int) -> Path:
+        """The file of a shard."""
         return self.folder / f"{shard:06d}.npy"
 
     def rows_of(self, shard: int) -> range:
+        """The numbers of the rows in a shard."""
         return range(shard * SHARD, min((shard + 1) * SHARD, self.rows))
 
     def missing(self) -> list[int]:
-        """Numbers of the shards that are not there yet."""
+        """Numbers of the shards that are not written yet."""
         return [shard for shard in range(-(-self.rows // SHARD)) if not self.path(shard).is_file()]
 
     def write(self, shard: int, rows: list[Arrays]) -> None:
+        """Write a shard's rows as float16."""
         kind = np.dtype([(name, np.float16, value.shape) for name, value in rows[0].items()])
         table = np.empty(len(rows), kind)
         for index, row in enumerate(rows):
             for name, value in row.items():
                 table[index][name] = value
-        scratch = self.path(shard).with_suffix(".tmp.npy")
-        np.save(scratch, table)
-        scratch.replace(self.path(shard))
+        with whole_file(self.path(shard)) as temporary:
+            np.save(temporary, table)
 
     def read(self, row: int) -> Arrays:
-        """One row, float32."""
+        """Read one row as float32."""
         shard, index = divmod(row, SHARD)
         if shard not in self._open:
             self._open[shard] = np.load(self.path(shard), mmap_mode="r")
@@ -70,6 +77,8 @@ class EncodedRows:
 
 
 class _Inputs(Dataset):
+    """The inputs of the encoders as a torch dataset over row numbers."""
+
     def __init__(self, read: Callable[[int], Arrays]) -> None:
         self.read = read
 
@@ -86,25 +95,29 @@ def encode_missing(
     workers: int,
     description: str,
 ) -> None:
-    """Fill the store: every process takes its share of the missing shards; all have returned once all are there.
+    """Encode the missing shards of a store. Each process encodes its share, and returns when all shards are written.
 
     Args:
-        read: a row's input to `encode`; runs in worker processes.
-        encode: a batch of inputs, on the accelerator's device, to a row each.
-        batch_size: rows at once, at most. A shard is cut in the same batches whoever encodes it.
+        store: the store.
+        read: returns the input of `encode` for a row; runs in worker processes.
+        encode: encodes a batch of inputs, on the accelerator's device, to a list of rows.
+        accelerator: the accelerator of the run (`accelerate.Accelerator`).
+        batch_size: largest number of rows per batch. The batches of a shard do not depend on who encodes it.
+        workers: number of worker processes.
+        description: text of the progress bar.
     """
-    accelerator.wait_for_everyone()  # all of them look before the first one writes
+    accelerator.wait_for_everyone()  # all processes list the missing shards before the first one writes
     missing = store.missing()
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    own_shards = missing[accelerator.process_index :: accelerator.num_processes]
     accelerator.wait_for_everyone()
     batches = [
         list(store.rows_of(shard)[first : first + batch_size])
-        for shard in mine
+        for shard in own_shards
         for first in range(0, len(store.rows_of(shard)), batch_size)
     ]
     if batches:
         loader = DataLoader(_Inputs(read), batch_sampler=batches, **loader_options(workers))
-        shards, rows = iter(mine), list[Arrays]()
+        shards, rows = iter(own_shards), list[Arrays]()
         shard = next(shards)
         for batch in track(loader, description=description, disable=not accelerator.is_main_process):
             rows += encode({name: value.to(accelerator.device) for name, value in batch.items()})
@@ -115,7 +128,7 @@ def encode_missing(
 
 
 def files_checksum(folders: list[Path]) -> str:
-    """SHA-256 over the weights in component folders."""
+    """SHA-256 of the weights in component folders."""
     total = hashlib.sha256()
     for path in sorted(path for folder in folders for path in folder.glob("*.safetensors")):
         with path.open("rb") as file:

@@ -1,6 +1,7 @@
-"""Everything from nothing: render people, train all stages, release the model, evaluate it.
+"""All steps from nothing to an evaluated model: render people, train all stages, release the model, evaluate it.
 
-Each step is skipped where it is done and goes on where it was cut, so the same call can be made until all is done.
+Each step is skipped if it is done and resumes where it was interrupted, so the same call can be repeated until
+everything is done.
 """
 
 from __future__ import annotations
@@ -10,25 +11,35 @@ import json
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffbody_ref.data.synthetic.dataset import synthesize
+from diffbody_ref.ops.files import write_whole
+from diffbody_ref.ops.progress import Progress
 from diffbody_ref.training.config import TrainConfig, load_config, read_toml
 from diffbody_ref.training.loop import FINISHED, is_finished, train
 
 ORDER = ("swinir", "vae", "pose", "parts", "diffusion")
 
-Progress = Callable[[int, int, str], None]
-"""Called with (done, in all, what is at work)."""
-
 
 @dataclass(frozen=True)
 class RenderConfig:
-    """A set of synthetic people: see `diffbody_ref.data.synthetic.dataset.synthesize`. `out` is its folder."""
+    """A set of synthetic people; see the arguments of `diffbody_ref.data.synthetic.dataset.synthesize`.
+
+    Attributes:
+        out: folder of the set.
+        identities: number of people.
+        views: pictures per person.
+        seed: seed of everything random.
+        height: height of the pictures in pixels.
+        width: width of the pictures in pixels.
+        first_identity: number of the first person.
+        workers: number of processes.
+    """
 
     out: str
     identities: int
@@ -42,7 +53,19 @@ class RenderConfig:
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of the minutes; what is left of 1 is for starting programs, releasing and evaluating."""
+    """The shares of the steps in the minutes of a plan; the rest is for starting programs, releasing and evaluating.
+
+    Attributes:
+        render: share of rendering each set of people.
+        swinir: share of training SwinIR.
+        vae: share of training the autoencoder.
+        pose: share of training person detector and keypoint network.
+        parts: share of training the part network.
+        diffusion: share of training text encoder, U-Net and control branch.
+
+    Raises:
+        ValueError: a share is not between 0 and 1, or the sum exceeds 1.
+    """
 
     render: float = 0.18
     swinir: float = 0.15
@@ -62,7 +85,14 @@ class Shares:
 
 @dataclass(frozen=True)
 class MeasureConfig:
-    """What `diffbody evaluate` is asked for; the reports go to `out`/WEIGHTS, a folder for each model."""
+    """How the released model is evaluated.
+
+    Attributes:
+        out: folder of the reports; each model's report is in a subfolder named by its weights' checksum.
+        count: number of pictures.
+        steps: sampling steps.
+        batch_size: pictures per call of the pipeline.
+    """
 
     out: str
     count: int = 40
@@ -72,16 +102,17 @@ class MeasureConfig:
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """A plan. Paths are relative to the folder where the command runs, those of `stages` to the plan's own.
+    """A plan. Paths are relative to the folder where the command runs, those in `stages` to the folder of the plan.
 
     Attributes:
-        stages: a configuration of each of `ORDER`, in this order.
-        train, held_out: the sets to train on and to evaluate on; one that is there is taken as it is.
+        stages: configuration files of the stages in `ORDER`, in this order.
+        train: the set of people to train on; an existing set is used as it is.
+        held_out: the set of people to evaluate on; an existing set is used as it is.
         model: folder of the released model.
-        evaluation: how it is measured.
-        minutes: for everything, over all calls; 0: no limit, all steps are taken. A set that is not rendered when its
-            share is used up becomes smaller, and a stage is finished with its share (`TrainConfig.minutes`).
-        shares: how the minutes are divided.
+        evaluation: how the released model is evaluated.
+        minutes: time for all steps over all calls; 0 is no limit. If a set's share is used up before all people are
+            rendered, the set becomes smaller; if a stage's share is used up, it is finished (`TrainConfig.minutes`).
+        shares: how the minutes are divided among the steps.
     """
 
     stages: tuple[str, ...]
@@ -94,17 +125,19 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.minutes) and self.minutes >= 0):
-            raise ValueError(f"minutes is {self.minutes}; it must be a number from 0")
+            raise ValueError(f"minutes is {self.minutes}; it must be at least 0")
 
 
 def load_plan(path: Path, minutes: float | None = None) -> tuple[PlanConfig, list[TrainConfig]]:
-    """The plan in a TOML file and the configurations of its stages, each with its share of the minutes.
+    """Read a plan from a TOML file, and the configurations of its stages, each with its share of the minutes.
 
     Args:
-        minutes: instead of the file's.
+        path: the file.
+        minutes: replaces the minutes in the file.
 
     Raises:
-        ValueError, FileNotFoundError: a file is missing or wrong, or they do not fit together.
+        FileNotFoundError: a file is missing.
+        ValueError: a file is wrong, or the files do not fit together.
     """
     plan = read_toml(path, PlanConfig)
     if minutes is not None:
@@ -126,81 +159,97 @@ def load_plan(path: Path, minutes: float | None = None) -> tuple[PlanConfig, lis
 def train_everything(
     plan: PlanConfig, stages: list[TrainConfig], show: Progress, call_minutes: float = math.inf
 ) -> Iterator[str]:
-    """Do what is not done, and say of each step how it stands; ends early when `call_minutes` are over.
+    """Take all steps that are not done yet, and yield a line about each step's state.
+
+    Args:
+        plan: the plan.
+        stages: the configurations of its stages.
+        show: called with (done, total, what is being worked on).
+        call_minutes: time after which this call ends early.
 
     Raises:
-        ValueError, FileNotFoundError, OSError: as the steps themselves.
+        ValueError: a step fails; see its function.
+        FileNotFoundError: a step's input is missing.
+        OSError: a file cannot be read or written.
     """
     deadline = time.monotonic() + 60.0 * call_minutes
     share = 60.0 * plan.minutes * plan.shares.render if plan.minutes else math.inf
     for name, people in (("held_out", plan.held_out), ("train", plan.train)):
         if not render(people, share, deadline, show):
-            yield f"{people.out}: rendering goes on with the next call"
+            yield f"{people.out}: rendering continues with the next call"
             return
         yield f"{people.out}: {name} set rendered"
     for config in stages:
         if not is_finished(config) and time.monotonic() < deadline:
-            # A process of its own: its memory is free afterwards, on the GPU too.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-                alone.submit(train, config, None, deadline).result()
+            # In a separate process, whose memory is free afterwards, on the GPU too.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                pool.submit(train, config, None, deadline).result()
         if not is_finished(config):
-            yield f"{config.stage}: goes on with the next call"
+            yield f"{config.stage}: training continues with the next call"
             return
         yield f"{config.stage}: trained"
     if time.monotonic() >= deadline:
-        yield f"{plan.model}: is released with the next call"
+        yield f"{plan.model}: will be released by the next call"
         return
     yield f"{release_if_older(plan, stages)}: released"
     yield f"{measure(plan, show)}: evaluated"
 
 
 def render(config: RenderConfig, share: float, deadline: float, show: Progress) -> bool:
-    """Render a set that is not there; False where the deadline (of `time.monotonic`) came first.
+    """Render a set if it does not exist yet.
 
     Args:
-        share: seconds over all calls after which the set is made of those people that are rendered by then.
+        config: the set.
+        share: seconds over all calls after which the set is limited to the people rendered so far.
+        deadline: time of `time.monotonic` at which this call must stop.
+        show: called with (done, total, what is being worked on).
+
+    Returns:
+        Whether the set is complete; False if the deadline came first.
 
     Raises:
-        ValueError: not one was rendered by then.
+        ValueError: nobody was rendered within the share.
     """
     out = Path(config.out)
     if (out / "metadata.jsonl").is_file():
         return True
-    spent_file = out / "seconds.json"  # over earlier calls
+    spent_file = out / "seconds.json"  # time spent by earlier calls
     before = json.loads(spent_file.read_text()) if spent_file.is_file() else 0.0
     start = time.monotonic()
     limit = min(deadline, start + share - before)
 
-    def watch(done: int, total: int) -> None:
+    def check_time(done: int, total: int, _: str) -> None:
         show(done, total, f"rendering {out}")
         if time.monotonic() >= limit:
             raise _TimeUpError
 
     try:
-        synthesize(**_named(config), progress=watch)
+        synthesize(**_synthesis_arguments(config), progress=check_time)
         return True
     except _TimeUpError:
         pass
-    spent_file.write_text(json.dumps(before + time.monotonic() - start))
+    write_whole(spent_file, json.dumps(before + time.monotonic() - start))
     if before + time.monotonic() - start < share:
         return False
     done = rendered_in_a_row(config)
     if not done:
-        raise ValueError(f"{out}: not one person was rendered in {share / 60:.1f} minutes; allow more")
-    synthesize(**_named(dataclasses.replace(config, identities=done, workers=1)))  # writes the index only
+        raise ValueError(f"{out}: not one person was rendered in {share / 60:.1f} minutes; allow more time")
+    smaller = dataclasses.replace(config, identities=done, workers=1)
+    synthesize(**_synthesis_arguments(smaller))  # only writes the index
     return True
 
 
 class _TimeUpError(Exception):
-    """Ends a rendering from inside its progress report."""
+    """Ends a rendering from its progress callback."""
 
 
-def _named(config: RenderConfig) -> dict[str, Any]:
+def _synthesis_arguments(config: RenderConfig) -> dict[str, Any]:
+    """The arguments of `synthesize` for a set."""
     return {**dataclasses.asdict(config), "out": Path(config.out)}
 
 
 def rendered_in_a_row(config: RenderConfig) -> int:
-    """Identities whose pictures are all there, from the first one on without a gap."""
+    """Number of identities whose pictures are complete, counted from the first one up to the first gap."""
     labels = Path(config.out) / "labels"
     numbers = range(config.first_identity, config.first_identity + config.identities)
     missing = (i for i, number in enumerate(numbers) if not (labels / f"{number:06d}.json").is_file())
@@ -208,7 +257,7 @@ def rendered_in_a_row(config: RenderConfig) -> int:
 
 
 def release_if_older(plan: PlanConfig, stages: list[TrainConfig]) -> Path:
-    """The model's folder, made anew unless it is younger than all that it is made of."""
+    """Release the model unless it is newer than all trained stages, and return its folder."""
     from diffbody_ref.release import release
 
     out, index = Path(plan.model), Path(plan.model) / "model_index.json"
@@ -219,16 +268,16 @@ def release_if_older(plan: PlanConfig, stages: list[TrainConfig]) -> Path:
 
 
 def measure(plan: PlanConfig, show: Progress) -> Path:
-    """The report of the released model; pictures that are measured already are not measured again."""
+    """Evaluate the released model and return the path of the report; measured pictures are not measured again."""
     from diffbody_ref.evaluation.run import EvaluateConfig, evaluate, weights_checksum
     from diffbody_ref.evaluation.subjects import Subjects
     from diffbody_ref.loading import load_pipeline
 
-    asked, people = plan.evaluation, Subjects([Path(plan.held_out.out)])
+    requested, people = plan.evaluation, Subjects([Path(plan.held_out.out)])
     pipeline = load_pipeline(Path(plan.model), "auto")
-    out = Path(asked.out) / weights_checksum(pipeline)[:8]
+    out = Path(requested.out) / weights_checksum(pipeline)[:8]
     config = EvaluateConfig(
-        count=min(asked.count, len(people)), num_inference_steps=asked.steps, batch_size=asked.batch_size
+        count=min(requested.count, len(people)), num_inference_steps=requested.steps, batch_size=requested.batch_size
     )
     evaluate(pipeline, people, config, out, lambda done, total, method: show(done, total, "evaluating"))
     return out / "report.md"

@@ -1,8 +1,8 @@
-"""The training loop, one for all stages: accelerate, EMA, exact resume, log, sample pictures.
+"""The training loop of all stages: accelerate, EMA, exact resume, log, sample pictures.
 
-All randomness of a step comes from `Stage.item(index, serial)`, whose serial number is the position of the sample in
-the run, and from torch's generators, which are seeded by the step; so data order, degradations and noise depend neither
-on the number of processes nor on where a run was cut.
+All randomness of a step comes from `TrainingStage.item(index, serial)`, whose serial number is the position of the
+sample in the run, and from torch's generators, which are seeded by the step. So data order, degradations and noise
+depend neither on the number of processes nor on where a run was interrupted.
 """
 
 from __future__ import annotations
@@ -21,39 +21,43 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from diffusers.training_utils import EMAModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from diffbody_ref.ops.files import write_whole
 from diffbody_ref.training.batches import OrderedBatches, item_loader
 from diffbody_ref.training.checkpoints import RunState
 from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.muon import Muon, muon_groups
 from diffbody_ref.training.record import Record
-from diffbody_ref.training.stages import Stage, build_stage
+from diffbody_ref.training.stages import TrainingStage, build_stage
 
-LONGEST_WAIT = timedelta(hours=12)  # of a process for the others, while they encode their share of the data
+MAX_WAIT = timedelta(hours=12)  # how long a process waits for the others to encode their share of the data
 TORCH_STREAM = 5  # tag of torch's seeds; the stages' random streams are [seed, epoch] and [seed, 1 or 2, ...]
 FINISHED = "finished.json"
 
 
 def train(config: TrainConfig, stop_after: int | None = None, deadline: float = math.inf) -> Path:
-    """Train one stage to its end, from its newest checkpoint where there is one.
+    """Train one stage to its end, starting from its newest checkpoint if there is one.
 
     Args:
-        stop_after: stop at this step with a checkpoint, as if cut (the learning rate still follows `config.steps`).
+        config: the configuration of the run.
+        stop_after: stop at this step with a checkpoint, as if interrupted (the learning rate still follows
+            `config.steps`).
         deadline: stop with a checkpoint at this time of `time.monotonic`.
 
     Returns:
-        The pipeline folder; it holds the trained components once the run is finished.
+        The pipeline folder; it contains the trained components once the run is finished.
 
     Raises:
-        ValueError, FileNotFoundError: configuration, data or a component it needs is missing or wrong.
+        FileNotFoundError: data or a required component is missing.
+        ValueError: configuration, data or a component is wrong, or the gradient is not finite.
     """
     clock = _Clock(config.minutes, deadline)
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),  # without it, processes of a CPU do not find each other
+        cpu=not torch.cuda.is_available(),  # without it, processes on a CPU do not find each other
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.accumulation,
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
-            # Constants, and batch norm statistics that SyncBatchNorm has made the same.
+            InitProcessGroupKwargs(timeout=MAX_WAIT),
+            # Buffers are constants, or batch norm statistics that SyncBatchNorm already keeps equal.
             DistributedDataParallelKwargs(broadcast_buffers=False),
         ],
     )
@@ -89,7 +93,7 @@ def train(config: TrainConfig, stop_after: int | None = None, deadline: float = 
                 accelerator.backward(losses["loss"])
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-                    # fp16 overflows now and then; its scaler leaves the step out.
+                    # fp16 overflows now and then; its scaler then skips the step.
                     if state.scaler is None and not torch.isfinite(norm):
                         raise ValueError(f"the gradient is not finite at step {state.step}; lower learning_rate {rate}")
                 optimizer.step()
@@ -122,9 +126,7 @@ def train(config: TrainConfig, stop_after: int | None = None, deadline: float = 
     if main and (state.step == config.steps or spent >= 1.0):
         with averaged(state.ema, parameters), torch.no_grad():
             stage.finish(Path(config.pipeline))
-        marker = Path(config.output) / FINISHED
-        marker.with_suffix(".tmp").write_text(json.dumps({"step": state.step, "seconds": state.seconds}) + "\n")
-        marker.with_suffix(".tmp").replace(marker)
+        write_whole(Path(config.output) / FINISHED, json.dumps({"step": state.step, "seconds": state.seconds}) + "\n")
     if record:
         record.close()
     accelerator.wait_for_everyone()
@@ -132,7 +134,7 @@ def train(config: TrainConfig, stop_after: int | None = None, deadline: float = 
 
 
 def is_finished(config: TrainConfig) -> bool:
-    """Whether an earlier call took the run to its last step, or used up its minutes."""
+    """Whether an earlier call completed the run's last step, or used up its minutes."""
     marker = Path(config.output) / FINISHED
     if not marker.is_file():
         return False
@@ -144,7 +146,7 @@ def micro_batch(config: TrainConfig, processes: int) -> int:
     """Pictures per process and accumulation round.
 
     Raises:
-        ValueError: the batch does not divide.
+        ValueError: the batch cannot be divided evenly.
     """
     per_round = config.batch_size // config.accumulation
     if per_round % processes:
@@ -153,10 +155,12 @@ def micro_batch(config: TrainConfig, processes: int) -> int:
 
 
 def learning_rate_at(step: int, config: TrainConfig, spent: float = 0.0) -> float:
-    """Factor on the peak rate: linear warm-up, then a half cosine from 1 to `final_rate`.
+    """The factor on the peak learning rate: linear warm-up, then a half cosine from 1 to `final_rate`.
 
     Args:
-        spent: share of `config.minutes` that is used up; the cosine follows it where it is ahead of the steps.
+        step: number of completed steps.
+        config: the configuration of the run.
+        spent: share of `config.minutes` that is used up; the cosine follows it if it is ahead of the steps.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -165,7 +169,7 @@ def learning_rate_at(step: int, config: TrainConfig, spent: float = 0.0) -> floa
 
 
 class averaged:  # noqa: N801 - reads as a verb in `with averaged(ema, parameters):`
-    """The parameters hold their moving average inside the block, and what they held before after it."""
+    """A context manager: inside the block the parameters are their moving averages, after it they are as before."""
 
     def __init__(self, ema: EMAModel, parameters: list[torch.nn.Parameter]) -> None:
         self.ema, self.parameters = ema, parameters
@@ -179,7 +183,16 @@ class averaged:  # noqa: N801 - reads as a verb in `with averaged(ema, parameter
 
 
 class _Clock:
-    """How long a run has trained, and whether it must stop; the same on every process, by the first one's clock."""
+    """How long a run has trained, and whether it must stop; all processes use the clock of the first one.
+
+    Attributes:
+        before: seconds of training in earlier calls.
+        seconds: seconds of training over all calls, at the last reading.
+
+    Args:
+        minutes: training time over all calls; 0 is no limit.
+        deadline: time of `time.monotonic` at which this call must stop.
+    """
 
     def __init__(self, minutes: float, deadline: float) -> None:
         self.minutes, self.deadline = minutes, deadline
@@ -187,7 +200,7 @@ class _Clock:
         self.before = self.seconds = 0.0
 
     def read(self, accelerator: Accelerator) -> tuple[float, bool]:
-        """The share of the run's minutes that is used up (0 without a limit), and whether to stop here."""
+        """The share of the run's minutes that is used up (0 without a limit), and whether to stop now."""
         now = time.monotonic()
         self.seconds = self.before + now - self.start
         spent = self.seconds / (60.0 * self.minutes) if self.minutes else 0.0
@@ -198,14 +211,13 @@ class _Clock:
         return spent, stop
 
 
-def _set_up(config: TrainConfig, stage: Stage, accelerator: Accelerator) -> tuple[RunState, Any, Any]:
-    """The stage on its device, wrapped for the processes, with its optimizer, as the newest checkpoint left them."""
+def _set_up(config: TrainConfig, stage: TrainingStage, accelerator: Accelerator) -> tuple[RunState, Any, Any]:
+    """Prepare a run: its state from the newest checkpoint, the stage wrapped for the processes, the optimizer."""
     if config.gradient_checkpointing:
         stage.checkpoint_gradients()
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        torch.nn.SyncBatchNorm.convert_sync_batchnorm(
-            stage
-        )  # in place; statistics of the whole batch, as of one process
+        # In place; batch norm then uses statistics of the whole batch, as with one process.
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(stage)
     parameters = _trained_parameters(stage)
     optimizer: torch.optim.Optimizer
     if config.optimizer == "muon":
@@ -223,12 +235,12 @@ def _set_up(config: TrainConfig, stage: Stage, accelerator: Accelerator) -> tupl
     return state, model, optimizer
 
 
-def _trained_parameters(stage: Stage) -> list[torch.nn.Parameter]:
+def _trained_parameters(stage: TrainingStage) -> list[torch.nn.Parameter]:
     return [parameter for parameter in stage.parameters() if parameter.requires_grad]
 
 
 def _seed_torch(seed: int, step: int, process: int) -> None:
-    """For what a network draws itself, such as dropout."""
+    """Seed torch's generators, from which networks draw, for example for dropout."""
     torch.manual_seed(int(np.random.SeedSequence([seed, TORCH_STREAM, step, process]).generate_state(1)[0]))
 
 

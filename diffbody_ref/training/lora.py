@@ -1,6 +1,6 @@
-"""Low-rank updates of the U-Net's attention (Hu et al. 2021, arXiv:2106.09685), in the file that diffusers reads.
+"""Low-rank updates of the U-Net's attention (Hu et al. 2021, arXiv:2106.09685), in diffusers' file format.
 
-`StableDiffusionPipeline.load_lora_weights(FOLDER)` and `UNet2DConditionModel.load_lora_adapter(FOLDER)` take it.
+`StableDiffusionPipeline.load_lora_weights(FOLDER)` and `UNet2DConditionModel.load_lora_adapter(FOLDER)` read it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 def add_lora(unet: UNet2DConditionModel, folder: Path, rank: int) -> None:
-    """Freeze the U-Net and give it trainable float32 updates: those in `folder/unet_lora`, or fresh ones that are zero.
+    """Freeze the U-Net and add trainable float32 updates: those in `folder/unet_lora`, or fresh ones that are zero.
+
+    Args:
+        unet: the U-Net, changed in place.
+        folder: the pipeline folder.
+        rank: rank of the updates.
 
     Raises:
-        ValueError: the ones in the folder have another rank.
+        ValueError: the updates in the folder have another rank.
     """
     from peft import LoraConfig
 
@@ -44,13 +49,13 @@ def add_lora(unet: UNet2DConditionModel, folder: Path, rank: int) -> None:
 
 
 def save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Write `folder/unet_lora`, replacing what was there once the new one is complete."""
+    """Write the updates to `folder/unet_lora`; an old folder is replaced once the new one is complete."""
     from diffusers import StableDiffusionPipeline
     from peft import get_peft_model_state_dict
 
     fresh = folder / f".{FOLDER}.new"
     shutil.rmtree(fresh, ignore_errors=True)
-    # The state is of peft's names with the prefix that tells the U-Net from the text encoder.
+    # The state has peft's names; diffusers adds the prefix that distinguishes the U-Net from the text encoder.
     StableDiffusionPipeline.save_lora_weights(
         fresh,
         unet_lora_layers={name: value.contiguous() for name, value in get_peft_model_state_dict(unet).items()},

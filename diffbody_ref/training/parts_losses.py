@@ -1,8 +1,8 @@
-"""The part network's training losses, those of BPBReID (Somers et al., WACV 2023, arXiv:2211.03679, section 3.3).
+"""The training losses of the part network, from BPBReID (Somers et al., WACV 2023, arXiv:2211.03679, section 3.3).
 
-Pixel cross-entropy teaches the part maps, and where one asks for it their overlap (Wang et al., NeurIPS 2023,
-arXiv:2302.05666); identity cross-entropy on holistic embeddings and a triplet loss on part
-embeddings teach what tells people apart.
+Pixel cross-entropy trains the part maps, optionally together with a loss on their overlap with the true maps (Wang et
+al., NeurIPS 2023, arXiv:2302.05666). Identity cross-entropy on holistic embeddings and a triplet loss on part
+embeddings train the embeddings to distinguish people.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ from diffbody_ref.ops.parts import part_names
 
 @dataclass(frozen=True)
 class PartLossConfig:
-    """Weights of the terms (identity: of each of its three embeddings), as BPBReID has them; it has no overlap term."""
+    """Weights and settings of the loss terms; the defaults are BPBReID's.
+
+    Attributes:
+        pixel_weight: weight of the pixel cross-entropy.
+        overlap_weight: weight of the overlap loss, which BPBReID does not have.
+        identity_weight: weight of the identity cross-entropy of each of the three embeddings.
+        triplet_weight: weight of the triplet loss.
+        margin: margin of the triplet loss.
+        label_smoothing: label smoothing of both cross-entropies.
+    """
 
     pixel_weight: float = 0.35
     overlap_weight: float = 0.0
@@ -31,7 +40,7 @@ class PartLossConfig:
 
 
 class BatchNormClassifier(nn.Module):
-    """Batch norm without a shift, then a linear classifier without a bias (the BN-neck of Luo et al. 2019)."""
+    """Batch norm without a shift, then a linear classifier without a bias (the BNNeck of Luo et al. 2019)."""
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
@@ -46,7 +55,10 @@ class BatchNormClassifier(nn.Module):
 
 
 class IdentityHead(nn.Module):
-    """Classifies the identity from the global, the foreground and the concatenated part embeddings. Training only."""
+    """Classifiers of the identity from the global, the foreground and the concatenated part embeddings.
+
+    Used in training only.
+    """
 
     def __init__(self, num_identities: int, config: PartNetConfig) -> None:
         super().__init__()
@@ -68,13 +80,14 @@ def part_losses(
     identities: Tensor,
     config: PartLossConfig | None = None,
 ) -> dict[str, Tensor]:
-    """All terms and their weighted sum.
+    """All loss terms and their weighted sum.
 
     Args:
-        output: of the part network in training mode.
-        identity_logits: of `IdentityHead`.
-        labels: integer (B, H, W), label maps of the same crops at any size; 0 is background, k the k-th part.
-        identities: int64 (B,); the batch should hold several pictures of each person.
+        output: output of the part network in training mode.
+        identity_logits: output of `IdentityHead`.
+        labels: integer (B, H, W), label maps of the same crops at any size; 0 is background, k is the k-th part.
+        identities: int64 (B,); the batch should contain several pictures of each person.
+        config: weights of the terms; None is the default.
 
     Returns:
         Scalars "total", "pixels", "overlap", "identity" (the mean over the three embeddings) and "triplet".
@@ -88,7 +101,7 @@ def part_losses(
             for logits in identity_logits
         ]
     )
-    # A part counts by how much of its fullest cell it fills, in truth and not as predicted.
+    # A part's visibility is how much of its fullest cell it fills, in the true and not in the predicted maps.
     visibility = targets[:, 1:].amax(dim=(2, 3))
     triplet = part_triplet_loss(output.embeddings.float(), visibility, identities, config.margin)
     overlap = overlap_loss(output.masks.float(), targets)
@@ -102,45 +115,51 @@ def part_losses(
 
 
 def overlap_loss(masks: Tensor, targets: Tensor) -> Tensor:
-    """Jaccard metric loss: 1 − intersection over union for shares instead of labels, 0 where the two are the same.
+    """Jaccard metric loss: 1 − intersection over union, for shares instead of labels.
 
-    A thin part counts as much as a wide one: 1 − (|m| + |t| − |m − t|) / (|m| + |t| + |m − t|), |·| being sums over
-    batch and cells, averaged over the classes.
+    The loss is 1 − (|m| + |t| − |m − t|) / (|m| + |t| + |m − t|), where |·| are sums over batch and cells, averaged
+    over the classes. So a thin part counts as much as a wide one.
 
     Args:
-        masks, targets: (B, classes, h, w), shares that sum to 1 over the classes.
+        masks: (B, classes, h, w), predicted shares that sum to 1 over the classes.
+        targets: (B, classes, h, w), true shares that sum to 1 over the classes.
 
     Returns:
-        Scalar in [0, 1].
+        Scalar in [0, 1]; 0 if masks and targets are equal.
     """
-    both, apart = ((a.flatten(2).sum(dim=(0, 2))) for a in (masks + targets, (masks - targets).abs()))
-    return (1 - (both - apart) / (both + apart).clamp_min(1e-6)).mean()
+    total, difference = ((a.flatten(2).sum(dim=(0, 2))) for a in (masks + targets, (masks - targets).abs()))
+    return (1 - (total - difference) / (total + difference).clamp_min(1e-6)).mean()
 
 
 def cell_targets(labels: Tensor, classes: int, height: int, width: int) -> Tensor:
-    """The share of each class in each cell of a coarser grid; shares keep feet and hands that a vote would lose.
+    """The share of each class in each cell of a coarser grid. Unlike a majority vote, shares keep feet and hands.
 
     Args:
         labels: integer (B, H, W), each below `classes`.
+        classes: number of classes.
+        height: height of the grid in cells.
+        width: width of the grid in cells.
 
     Returns:
         float32 (B, classes, height, width), sums to 1 over the classes.
     """
     shares = F.one_hot(labels.long(), classes).permute(0, 3, 1, 2)
-    # In float64, which autocast leaves alone: shares are sums of many small weights.
+    # In float64, which autocast does not change: shares are sums of many small weights.
     return resize(shares.double(), height, width).float()
 
 
 def part_triplet_loss(embeddings: Tensor, visibility: Tensor, identities: Tensor, margin: float) -> Tensor:
-    """Batch-hard triplet loss (Hermans et al. 2017, arXiv:1703.07737) on the mean distance of the parts that both show.
+    """Batch-hard triplet loss (Hermans et al. 2017, arXiv:1703.07737) on the mean distance of the common parts.
 
     Args:
         embeddings: (B, K, D).
-        visibility: (B, K) in [0, 1]; a part's distance weighs as the product of its two visibilities.
+        visibility: (B, K) in [0, 1]; a part's distance is weighted by the product of its two visibilities.
         identities: int64 (B,).
+        margin: how much farther than the farthest positive the nearest negative should be.
 
     Returns:
-        Scalar: the mean over anchors that have both a positive and a negative with a part in common; 0 without any.
+        Scalar: the mean over anchors that have both a positive and a negative with a part in common; 0 if there are
+        no such anchors.
     """
     distance, comparable = pairwise_part_distance(embeddings, visibility)
     same = identities[:, None] == identities[None]
@@ -154,10 +173,15 @@ def part_triplet_loss(embeddings: Tensor, visibility: Tensor, identities: Tensor
 
 
 def pairwise_part_distance(embeddings: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
-    """Visibility-weighted mean of the parts' Euclidean distances.
+    """Visibility-weighted mean of the parts' Euclidean distances, for all pairs of pictures.
+
+    Args:
+        embeddings: (B, K, D).
+        visibility: (B, K) in [0, 1].
 
     Returns:
-        The distance (B, B), 0 where two pictures have no visible part in common, and bool (B, B): whether they have.
+        The distances (B, B), 0 for pictures without a common visible part, and bool (B, B): whether two pictures have
+        a common visible part.
     """
     parts = embeddings.transpose(0, 1)
     distance = torch.cdist(parts, parts, compute_mode="donot_use_mm_for_euclid_dist")  # (K, B, B), exact near 0

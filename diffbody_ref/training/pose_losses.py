@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from diffbody_ref.ops.pose import PERSON, SPLIT_RATIO, detector_cells
 
 # YOLOX's constants.
-CENTRE_RADIUS = 1.5  # strides around a box's centre within which a cell may predict it
+CENTRE_RADIUS = 1.5  # distance from a box's centre, in strides, within which a cell may predict the box
 CANDIDATES = 10
 OVERLAP_COST = 3.0
 BOX_WEIGHT = 5.0
@@ -19,13 +19,13 @@ SIMCC_SHARPNESS = 10.0  # RTMPose's softmax temperature β, for predictions and 
 def detector_loss(logits: torch.Tensor, boxes: torch.Tensor, size: int) -> dict[str, torch.Tensor]:
     """YOLOX's loss: 5·(1 - IoU²) and class cross-entropy over the assigned cells, objectness cross-entropy over all.
 
-    An assigned cell's class target is the IoU its box reaches, so that the score learns to rank boxes.
+    The class target of an assigned cell is the IoU of its box, so that the score learns to rank boxes.
 
     Args:
         logits: (B, A, 5 + classes), from `PersonDetector.logits`.
-        boxes: (B, n, 4), n ≥ 1: x0, y0, x1, y1 of the people in pixels of the detector's input; NaN where there are
-            fewer.
-        size: side of the detector's input.
+        boxes: (B, n, 4), n ≥ 1: x0, y0, x1, y1 of the people in pixels of the detector's input; rows of NaN fill up
+            pictures with fewer than n people.
+        size: side of the detector's input in pixels.
 
     Returns:
         Scalars "loss" (the sum of the others), "box", "objectness", "class"; each a mean over the assigned cells.
@@ -34,10 +34,10 @@ def detector_loss(logits: torch.Tensor, boxes: torch.Tensor, size: int) -> dict[
     cells, strides = (torch.from_numpy(a).to(logits.device) for a in detector_cells(size))
     predicted = _decode(logits[..., :4], cells, strides)
     person, assigned = assign_cells(predicted.detach(), logits.detach(), boxes.to(predicted), cells, strides)
-    wanted = boxes.to(predicted).gather(1, person[..., None].expand(-1, -1, 4))
+    true_boxes = boxes.to(predicted).gather(1, person[..., None].expand(-1, -1, 4))
     mask = assigned[..., None]
-    # Only assigned cells get there: a where, and not a product, keeps what the others predict out of the gradient.
-    overlap = _iou(torch.where(mask, wanted, 1.0), torch.where(mask, predicted, 1.0))
+    # `where` instead of a product keeps the predictions of unassigned cells out of the gradient.
+    overlap = _iou(torch.where(mask, true_boxes, 1.0), torch.where(mask, predicted, 1.0))
     target = torch.zeros_like(logits[..., 5:])
     target[..., PERSON] = overlap.detach()
     classes = F.binary_cross_entropy_with_logits(logits[..., 5:], target, reduction="none")
@@ -56,32 +56,33 @@ def assign_cells(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """SimOTA (YOLOX, section 2.1): which cells should predict which person.
 
-    A cell is a candidate for a person when its centre lies within 1.5 strides of the box's centre. A person gets the k
-    candidates of least cost (class cross-entropy + 3·(-log IoU)), k being the sum of its ten best overlaps, at least 1;
-    a cell wanted by several goes to the one it costs least.
+    A cell is a candidate for a person if its centre lies within 1.5 strides of the box's centre. A person is assigned
+    the k candidates of least cost (class cross-entropy + 3·(-log IoU)), where k is the sum of the ten best overlaps,
+    at least 1. A cell that several people would get is assigned to the one of least cost.
 
     Args:
         predicted: (B, A, 4) corners in pixels.
         logits: (B, A, 5 + classes).
         people: (B, n, 4) corners in pixels, NaN for nobody.
-        cells, strides: of `ops.pose.detector_cells`.
+        cells: positions of the cells, from `ops.pose.detector_cells`.
+        strides: strides of the cells, from `ops.pose.detector_cells`.
 
     Returns:
-        int64 (B, A) person, and bool (B, A), whether the cell is assigned to it.
+        int64 (B, A), number of the person, and bool (B, A), whether the cell is assigned to this person.
     """
-    there = ~people.isnan().any(dim=-1)
-    people = torch.where(there[..., None], people, 0.0)
+    exists = ~people.isnan().any(dim=-1)
+    people = torch.where(exists[..., None], people, 0.0)
     centres = (cells + 0.5) * strides[:, None]
     middle = 0.5 * (people[..., :2] + people[..., 2:])
     offset = (centres - middle[:, :, None]).abs().amax(-1)
-    candidate = (offset < CENTRE_RADIUS * strides) & there[..., None]
+    candidate = (offset < CENTRE_RADIUS * strides) & exists[..., None]
     overlap = _iou(people[:, :, None], predicted[:, None]) * candidate
     score = (logits[..., 4].sigmoid() * logits[..., 5 + PERSON].sigmoid()).sqrt()
     cost = -torch.log(score + 1e-8)[:, None] - OVERLAP_COST * torch.log(overlap + 1e-8)
     cost = cost.masked_fill(~candidate, torch.inf)
-    wanted = overlap.topk(min(CANDIDATES, len(cells)), dim=2).values.sum(2).int().clamp(min=1)
+    count = overlap.topk(min(CANDIDATES, len(cells)), dim=2).values.sum(2).int().clamp(min=1)
     rank = cost.argsort(dim=2).argsort(dim=2)
-    chosen = (rank < wanted[..., None]) & candidate
+    chosen = (rank < count[..., None]) & candidate
     return cost.masked_fill(~chosen, torch.inf).argmin(dim=1), chosen.any(dim=1)
 
 
@@ -90,18 +91,19 @@ def simcc_loss(
 ) -> torch.Tensor:
     """RTMPose's loss: Kullback-Leibler divergence from Gaussian labels, for x and for y.
 
-    The labels are Gaussians of height 1 with σ = √(side / 8) bins, side in crop pixels (6 and 6.93 bins for 288×384);
-    labels and predictions are sharpened by β = 10 in the softmax, so that a prediction learns to *be* its label and its
-    maximum can serve as a score. Unlike mmpose, labels are centred on the exact position, not on the nearest bin, and
-    the divergence is summed over bins and averaged by weight, so it does not depend on crop or batch size.
+    The labels are Gaussians of height 1 with σ = √(side / 8) bins, side in crop pixels (6 and 6.93 bins for 288×384).
+    Labels and predictions are sharpened by β = 10 in the softmax, so that a prediction learns to *be* its label and its
+    maximum can serve as a score. Unlike in mmpose, labels are centred on the exact position and not on the nearest bin,
+    and the divergence is summed over bins and averaged by weight, so it does not depend on crop or batch size.
 
     Args:
-        simcc_x, simcc_y: (B, K, 2W) and (B, K, 2H), from `PoseEstimator`.
+        simcc_x: (B, K, 2W), from `PoseEstimator`.
+        simcc_y: (B, K, 2H), from `PoseEstimator`.
         keypoints: (B, K, ≥ 2): x, y in crop pixels.
-        weights: (B, K), ≥ 0; points outside the crop count as 0 whatever is given.
+        weights: (B, K), ≥ 0; points outside the crop always have weight 0.
 
     Returns:
-        Scalar; 0 where no point counts.
+        Scalar; 0 if all weights are 0.
     """
     position = keypoints[..., :2].float() * SPLIT_RATIO
     bins = torch.tensor([simcc_x.shape[-1], simcc_y.shape[-1]], device=position.device)
@@ -113,7 +115,7 @@ def simcc_loss(
 
 
 def _divergence(scores: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """(B, K) divergence of (B, K, bins) scores from the label around (B, K) positions in bins."""
+    """The divergence (B, K) of scores (B, K, bins) from the labels at positions (B, K) in bins."""
     bins = scores.shape[-1]
     sigma2 = bins / SPLIT_RATIO / 8
     offset = torch.arange(bins, device=scores.device) - position[..., None]
@@ -123,14 +125,14 @@ def _divergence(scores: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
 
 
 def _decode(output: torch.Tensor, cells: torch.Tensor, strides: torch.Tensor) -> torch.Tensor:
-    """`ops.pose.decode_boxes` with a gradient."""
+    """The same as `ops.pose.decode_boxes`, with a gradient."""
     centre = (output[..., :2] + cells) * strides[:, None]
     half = 0.5 * output[..., 2:].exp() * strides[:, None]
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
 def _iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of boxes (..., 4), broadcast."""
+    """Intersection over union of boxes (..., 4); the leading dimensions are broadcast."""
     common = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
     areas = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1)
     return common / (areas - common).clamp(min=1e-6)

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: log.jsonl, samples/, and TensorBoard's files if asked."""
+"""The record of a run for people: log.jsonl, samples/, and optionally TensorBoard's files."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffbody_ref.ops.files import write_whole
+
 
 class Record:
-    """Written by the main process.
+    """Writes the record of a run; used by the main process only.
 
     Args:
-        output: the run's folder.
-        start: the step that the run goes on from; what was logged after it is of steps that are taken again, and goes.
+        output: folder of the run.
+        start: step from which the run continues; later lines of the log are removed, because their steps are repeated.
         tensorboard: also write to `output`/tensorboard.
     """
 
     def __init__(self, output: Path, start: int, tensorboard: bool) -> None:
         self.output = output
         (output / "samples").mkdir(parents=True, exist_ok=True)
-        _drop_after(output / "log.jsonl", start)
+        _remove_after(output / "log.jsonl", start)
         self.writer = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -29,6 +31,7 @@ class Record:
             self.writer = SummaryWriter(str(output / "tensorboard"), purge_step=start + 1 if start else None)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Log values by name, such as losses."""
         with (self.output / "log.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if self.writer is not None:
@@ -37,26 +40,27 @@ class Record:
             self.writer.flush()
 
     def picture(self, step: int, picture: np.ndarray) -> None:
-        """Args: picture: float32 (H, W, 3), about [0, 1]."""
+        """Write a sample picture, float32 (H, W, 3); values outside [0, 1] are clipped."""
         pixels = np.uint8(np.round(np.clip(picture, 0.0, 1.0) * 255.0))
         Image.fromarray(pixels).save(self.output / "samples" / f"{step:07d}.png")
         if self.writer is not None:
             self.writer.add_image("samples", pixels, step, dataformats="HWC")
 
     def close(self) -> None:
+        """Close TensorBoard's files."""
         if self.writer is not None:
             self.writer.close()
 
 
-def _drop_after(path: Path, step: int) -> None:
-    if path.is_file():
-        lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
-        path.with_suffix(".tmp").write_text("".join(line + "\n" for line in lines))
-        path.with_suffix(".tmp").replace(path)
+def _remove_after(log: Path, step: int) -> None:
+    """Remove the lines of later steps from a log, if it exists."""
+    if log.is_file():
+        lines = [line for line in log.read_text().splitlines() if _step(line) <= step]
+        write_whole(log, "".join(line + "\n" for line in lines))
 
 
 def _step(line: str) -> float:
-    """The step of a line; infinite for one that was cut while it was written."""
+    """The step of a line; infinite for a line that was not written completely."""
     try:
         return json.loads(line)["step"]
     except ValueError:

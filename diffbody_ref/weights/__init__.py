@@ -1,1 +1,4 @@
-"""Weights: the nano pipeline that comes with the package, and importers of public checkpoints."""
+"""Weights: importers of public checkpoints, and in `nano/` the pipeline whose trained weights are part of this package.
+
+`diffbody_ref.ops.builtin.NANO_FOLDER` is the path of `nano/`.
+"""

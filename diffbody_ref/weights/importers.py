@@ -1,4 +1,4 @@
-"""Public checkpoints into a pipeline folder. Names of parameters are translated, no code of a file is run.
+"""Import of public checkpoints into a pipeline folder. Parameter names are translated; no code in a file is run.
 
 | component               | source                                                                               |
 |-------------------------|--------------------------------------------------------------------------------------|
@@ -31,8 +31,8 @@ from diffbody_ref.models.parts import SD21_RESNET50 as RESNET50
 from diffbody_ref.models.parts import PartNet
 
 WRAPPERS = ("state_dict", "model", "params_ema", "params")  # keys under which files keep their tensors
-COUNTERS = r"num_batches_tracked$"  # of batch norm, of no use
-# What the checkpoints have and neither part maps nor embeddings need: `diffbody_ref.models.parts`.
+COUNTERS = r"num_batches_tracked$"  # counters of batch norm, which are not used
+# Tensors in the checkpoints that neither part maps nor embeddings need: see `diffbody_ref.models.parts`.
 PARTS_UNUSED = (
     r"identity_classifier",
     r"^background_after_pooling",
@@ -45,7 +45,7 @@ State = dict[str, Tensor]
 
 
 def import_stable_diffusion(folder: Path, out: Path) -> list[str]:
-    """U-Net, VAE and text encoder of a folder in diffusers' layout; returns their names."""
+    """Import U-Net, VAE and text encoder from a folder in diffusers' layout, and return their names."""
     names = ["unet", "vae", "text_encoder"]
     for name in names:
         save_component(out, name, load_component(folder, name))
@@ -53,13 +53,16 @@ def import_stable_diffusion(folder: Path, out: Path) -> list[str]:
 
 
 def import_file(component: str, path: Path, out: Path) -> list[str]:
-    """One component, at sd21's size, from a checkpoint; returns its name.
+    """Import one component at the size of sd21 from a checkpoint, and return its name.
 
     Args:
-        component: a key of `READERS`.
+        component: name of the component, a key of `READERS`.
+        path: the checkpoint.
+        out: the pipeline folder.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: it holds something else.
+        FileNotFoundError: the checkpoint does not exist.
+        ValueError: the checkpoint does not contain the component.
     """
     network = READERS[component](read_checkpoint(path), path)
     save_component(out, component, network)
@@ -67,10 +70,11 @@ def import_file(component: str, path: Path, out: Path) -> list[str]:
 
 
 def read_checkpoint(path: Path) -> State:
-    """The tensors of a .pth, .ckpt, .pt or .safetensors file, without the prefix of a parallel training.
+    """Read the tensors of a .pth, .ckpt, .pt or .safetensors file, by name without the prefix of parallel training.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: not a checkpoint, or one that only loads by running its code.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a checkpoint, or can only be loaded by running its code.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
@@ -93,13 +97,16 @@ def _unpickled(path: Path) -> Any:
 
 
 def load_state(network: nn.Module, state: State, path: Path, unused: tuple[str, ...] = (COUNTERS,)) -> nn.Module:
-    """Load tensors into a network of the same names and shapes, and return it.
+    """Load tensors into a network with the same names and shapes, and return the network.
 
     Args:
-        unused: patterns of names that the state may hold and the network does not have.
+        network: the network.
+        state: the tensors by name.
+        path: the checkpoint, for error messages.
+        unused: patterns of names that may be in the state although the network does not have them.
 
     Raises:
-        ValueError: a tensor is missing, left over or of another shape; names the first one.
+        ValueError: a tensor is missing, left over or of another shape; the message names the first one.
     """
     own = network.state_dict()
     state = {name: value for name, value in state.items() if name in own or not any(re.search(u, name) for u in unused)}
@@ -119,19 +126,24 @@ def load_state(network: nn.Module, state: State, path: Path, unused: tuple[str, 
     return network
 
 
-def under(state: State, prefix: str) -> State:
-    """The tensors below a prefix; all of them where there is none."""
-    inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    return inner or state
+def with_prefix(state: State, prefix: str) -> State:
+    """The tensors whose names have the prefix, without it; all tensors if no name has it."""
+    selected = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return selected or state
 
 
 def control_state(state: State, branch: ControlBranch, path: Path) -> State:
-    """DiffBIR's ControlNet in this project's names, its missing inputs (pose, attention) zero.
+    """DiffBIR's ControlNet with this project's names; weights of the inputs that it lacks (pose, attention) are zero.
+
+    Args:
+        state: tensors of the checkpoint.
+        branch: the control branch that they are for.
+        path: the checkpoint, for error messages.
 
     Raises:
-        ValueError: not a ControlNet that reads z_t ⊕ z_r.
+        ValueError: the checkpoint is not a ControlNet that reads z_t ⊕ z_r.
     """
-    state = under(state, "control_model.")
+    state = with_prefix(state, "control_model.")
     first, latent = state.get("input_blocks.0.0.weight"), branch.config["in_channels"]
     if first is None or first.shape[1] != 2 * latent:
         found = "has no input_blocks.0.0.weight" if first is None else f"reads {first.shape[1]} channels"
@@ -153,10 +165,11 @@ def _parts(state: State, path: Path) -> nn.Module:
 
 
 def _plain(component: str, prefix: str = "") -> Callable[[State, Path], nn.Module]:
-    """Of a network whose parameters have the checkpoint's own names."""
-    return lambda state, path: load_state(build_component(component, "sd21"), under(state, prefix), path)
+    """A reader of a component whose parameters have the names in the checkpoint, except for the prefix."""
+    return lambda state, path: load_state(build_component(component, "sd21"), with_prefix(state, prefix), path)
 
 
+# By component, the function that builds it from the tensors of a checkpoint.
 READERS: dict[str, Callable[[State, Path], nn.Module]] = {
     "control": _control,
     "swinir": _plain("swinir", "preprocess_model."),

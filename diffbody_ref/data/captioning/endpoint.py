@@ -1,4 +1,4 @@
-"""A vision-language model behind an OpenAI-compatible endpoint: one picture in, one valid caption out, or an error."""
+"""Captions of pictures from a vision-language model behind an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from diffbody_ref.ops.captions import Caption
 
 JPEG_QUALITY = 90
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds before a request is sent again
-BUSY = (408, 409, 425, 429)
-MAX_ANSWER = 2**20  # bytes
+BUSY_STATUSES = (408, 409, 425, 429)
+MAX_ANSWER = 2**20  # characters
 RESPONSE_FORMATS: dict[str, dict[str, Any] | None] = {
     "schema": {"type": "json_schema", "json_schema": {"name": "caption", "strict": True, "schema": schema()}},
     "object": {"type": "json_object"},
@@ -29,22 +29,22 @@ RESPONSE_FORMATS: dict[str, dict[str, Any] | None] = {
 
 @dataclass(frozen=True)
 class EndpointConfig:
-    """Where the model is and how it is asked.
+    """Where the model runs, and how it is queried.
 
     Attributes:
-        url: of the API, with its version: "http://localhost:8000/v1".
-        model: its name there.
-        response_format: what the server is told of the answer: "schema" (held to the JSON schema), "object" (to JSON)
-            or "none".
+        url: URL of the API with its version, for example "http://localhost:8000/v1".
+        model: name of the model at the endpoint.
+        response_format: format that the server enforces for answers: "schema" (the JSON schema), "object" (any JSON
+            object) or "none".
         max_side: longest side in pixels of the pictures that are sent.
-        max_tokens: of an answer.
+        max_tokens: largest number of tokens in an answer.
         timeout: seconds for one request, from its first byte sent to its last byte received.
-        deadline: seconds for one picture, with all repetitions.
-        retries: how often a request is sent again when the server is busy or fails, or the connection does.
-        attempts: how often the model is asked for a picture until its answer is valid.
+        deadline: seconds for one picture, including all repetitions.
+        retries: how often a request is sent again if the server is busy, or the server or the connection fails.
+        attempts: how often the model is asked about a picture until its answer is valid.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of its range.
     """
 
     url: str
@@ -72,24 +72,25 @@ class EndpointConfig:
 
 
 class EndpointError(ValueError):
-    """The endpoint refuses everyone (no such model, wrong key): the run cannot go on."""
+    """The endpoint refuses every request (unknown model, wrong key), so the run cannot continue."""
 
 
 class CaptionError(ValueError):
-    """No caption for this picture; others may still get theirs."""
+    """There is no caption for this picture; other pictures may still get one."""
 
 
 class Endpoint:
-    """An async context manager; `caption` may be awaited many times at once.
+    """A client of the endpoint; an async context manager. `caption` can be awaited many times concurrently.
 
     Args:
-        api_key: sent as the bearer token; "" sends none.
-        connections: requests at a time.
+        config: where the model runs, and how it is queried.
+        api_key: key that is sent as the bearer token; "" sends none.
+        connections: largest number of concurrent requests.
     """
 
     def __init__(self, config: EndpointConfig, api_key: str = "", connections: int = 8) -> None:
         self.config = config
-        self._random = random.Random(0)  # spreads repetitions over time; captions do not depend on it
+        self._random = random.Random(0)  # spreads repeated requests over time; captions do not depend on it
         self._client = httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx2.Timeout(config.timeout),
@@ -104,14 +105,14 @@ class Endpoint:
         await self._client.__aexit__(*error)
 
     async def caption(self, picture: np.ndarray) -> Caption:
-        """Ask until an answer is valid; the model is told what was wrong with the one before.
+        """Ask the model until its answer is valid; each repetition tells it what was wrong with the previous answer.
 
         Args:
             picture: uint8 (H, W, 3), RGB.
 
         Raises:
-            CaptionError: no valid answer in `attempts`, or none within the deadline; says why.
-            EndpointError: the endpoint refuses everyone.
+            CaptionError: there is no valid answer within `attempts` or the deadline; the message says why.
+            EndpointError: the endpoint refuses every request.
         """
         messages: list[dict[str, Any]] = [{"role": "user", "content": content(picture, self.config.max_side)}]
         try:
@@ -122,22 +123,27 @@ class Endpoint:
                         return parse_answer(answer)
                     except AnswerError as error:
                         problem = str(error)
-                        again = f"That cannot be used: {problem}. Answer again."
+                        correction = f"That cannot be used: {problem}. Answer again."
                         messages = [
                             messages[0],
                             {"role": "assistant", "content": answer},
-                            {"role": "user", "content": again},
+                            {"role": "user", "content": correction},
                         ]
         except TimeoutError:
             raise CaptionError(f"no caption within {self.config.deadline:g} seconds") from None
         raise CaptionError(f"no valid answer in {self.config.attempts} attempts: {problem}")
 
     async def _ask(self, messages: list[dict[str, Any]]) -> str:
-        """The text of one answer; repeats the request, after growing pauses, while it fails in passing."""
+        """Request one answer and return its text; temporary failures are retried after growing pauses.
+
+        Raises:
+            CaptionError: the request is refused, or all retries fail.
+            EndpointError: the endpoint refuses every request.
+        """
         body: dict[str, Any] = {"model": self.config.model, "messages": messages, "temperature": 0}
         body["max_tokens"] = self.config.max_tokens
-        if (form := RESPONSE_FORMATS[self.config.response_format]) is not None:
-            body["response_format"] = form
+        if (response_format := RESPONSE_FORMATS[self.config.response_format]) is not None:
+            body["response_format"] = response_format
         for attempt in range(self.config.retries + 1):
             wait = 0.0
             try:
@@ -149,7 +155,7 @@ class Endpoint:
                 problem = f"the endpoint answers {status}: {_reason(response)}"
                 if status in (401, 403, 404):
                     raise EndpointError(f"{self.config.url}: {problem}")
-                if status not in BUSY and status < 500:
+                if status not in BUSY_STATUSES and status < 500:
                     raise CaptionError(problem)
                 wait = _retry_after(response)
             except TimeoutError:
@@ -163,13 +169,13 @@ class Endpoint:
 
 
 def content(picture: np.ndarray, max_side: int) -> list[dict[str, Any]]:
-    """The prompt list and the picture, as one message."""
+    """The content of a message with the prompt and the picture; see `data_url` for `max_side`."""
     text, url = {"type": "text", "text": prompt()}, {"url": data_url(picture, max_side)}
     return [text, {"type": "image_url", "image_url": url}]
 
 
 def data_url(picture: np.ndarray, max_side: int) -> str:
-    """A picture as a JPEG in a URL, scaled down where its longest side is over `max_side` pixels."""
+    """The data URL of a picture as JPEG, scaled down if its longest side exceeds `max_side` pixels."""
     image = Image.fromarray(picture)
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -178,7 +184,7 @@ def data_url(picture: np.ndarray, max_side: int) -> str:
 
 
 def _text(response: httpx2.Response) -> str:
-    """What the model says; "" where the response holds nothing of that kind, which is no valid answer."""
+    """The model's answer in a response; "" (which is no valid answer) if the response contains none."""
     try:
         answer = response.json()["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):
@@ -187,6 +193,7 @@ def _text(response: httpx2.Response) -> str:
 
 
 def _reason(response: httpx2.Response) -> str:
+    """The error message in a response, at most 200 characters."""
     try:
         return str(response.json()["error"]["message"])[:200]
     except (ValueError, KeyError, TypeError):
@@ -194,8 +201,8 @@ def _reason(response: httpx2.Response) -> str:
 
 
 def _retry_after(response: httpx2.Response) -> float:
-    """Seconds that the server asks to wait, at most `LONGEST_PAUSE`; 0 where it does not say."""
+    """Seconds that the server asks us to wait, at most `LONGEST_PAUSE`; 0 if it does not say."""
     try:
         return min(max(float(response.headers.get("retry-after", 0)), 0.0), LONGEST_PAUSE)
-    except ValueError:  # a date: rare, and our own pauses do as well
+    except ValueError:  # a date, which is rare: our own pauses suffice
         return 0.0

@@ -1,7 +1,7 @@
-"""All pictures of a folder to captions in its metadata.jsonl, some at a time, resumable.
+"""Captioning of all pictures of a folder, several at a time; captions go to the folder's metadata.jsonl.
 
-Every caption goes to a journal, captions.jsonl, when it comes. metadata.jsonl is written anew from it when the run
-ends, also when it is interrupted, and at the start of the next one where the process was killed.
+Every caption is appended to a journal, captions.jsonl, as soon as it arrives. metadata.jsonl is rewritten from the
+journal when the run ends or is interrupted; if the process was killed, the next run does so when it starts.
 """
 
 from __future__ import annotations
@@ -9,26 +9,34 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffbody_ref.data.captioning.endpoint import Endpoint, EndpointConfig, EndpointError
-from diffbody_ref.data.journal import Journal, write_whole
+from diffbody_ref.data.journal import Journal
 from diffbody_ref.data.readers import open_folder
 from diffbody_ref.data.readers.lines import METADATA, read_records
 from diffbody_ref.data.readers.pictures import PicturesReader
 from diffbody_ref.ops.captions import Caption
+from diffbody_ref.ops.files import write_whole
 from diffbody_ref.ops.images import decode_levels
+from diffbody_ref.ops.progress import Progress
 
 JOURNAL = "captions.jsonl"
-GIVE_UP_AFTER = 8  # failures without a success: then it is not the pictures
+GIVE_UP_AFTER = 8  # failures without a success: the cause is then not the pictures
 
 
 @dataclass
 class CaptionReport:
-    """Pictures captioned now and before, and why others have no caption, by name."""
+    """The result of captioning a folder.
+
+    Attributes:
+        written: number of pictures captioned by this run.
+        before: number of pictures that had a caption before this run.
+        failed: reason for a missing caption, by name of the picture.
+    """
 
     written: int = 0
     before: int = 0
@@ -36,24 +44,24 @@ class CaptionReport:
 
 
 def open_captionable(folder: Path) -> PicturesReader:
-    """The folder's reader.
+    """Open a folder whose pictures can get captions.
 
     Raises:
-        ValueError: a format that cannot take captions.
+        ValueError: the folder's format cannot hold new captions.
     """
     reader = open_folder(folder)
     if not isinstance(reader, PicturesReader):
         raise ValueError(
-            f"{folder}: captions are written beside picture files, and this folder is of another format "
-            f"({reader.format}); make picture files of it with `diffbody clean`"
+            f"{folder}: captions are written beside picture files, but this folder has another format "
+            f"({reader.format}); convert it to picture files with `diffbody clean`"
         )
     return reader
 
 
 def pending(folder: Path, model: str | None = None) -> list[int]:
-    """Indices of the pictures that have no caption; with a model, of those that have none from it."""
+    """Indices of the pictures without a caption; with `model`, of those without a caption from this model."""
     reader = open_captionable(folder)
-    models = {name: row.get("model", "") for name, row in _rows_before(folder).items()}
+    models = {name: row.get("model", "") for name, row in _current_rows(folder).items()}
     entries = [reader.entry(i) for i in range(len(reader))]
     return [i for i, e in enumerate(entries) if not e.caption or (model is not None and models.get(e.name) != model)]
 
@@ -65,51 +73,56 @@ def caption_folder(
     concurrency: int = 8,
     overwrite: bool = False,
     limit: int | None = None,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> CaptionReport:
     """Caption the pictures of a folder that have no caption yet.
 
     Args:
-        api_key: of the endpoint; "" is none.
-        concurrency: pictures at a time.
-        overwrite: caption pictures again whose caption is not from this model.
-        limit: pictures to caption now, at most.
-        progress: called with (pictures done, pictures in all, name of the picture).
+        folder: the folder.
+        config: where the model runs, and how it is queried.
+        api_key: key of the endpoint; "" if it needs none.
+        concurrency: number of pictures that are captioned at the same time.
+        overwrite: also caption pictures whose caption is from another model.
+        limit: largest number of pictures to caption in this run; None is no limit.
+        progress: called with (processed pictures, pictures of this run, name of the picture).
 
     Raises:
-        ValueError: a folder that cannot take captions, or an endpoint that refuses everyone (`EndpointError`).
+        ValueError: the folder cannot hold new captions, or the endpoint refuses every request (`EndpointError`).
     """
     reader = open_captionable(folder)
     with Journal(folder / JOURNAL) as journal:
-        _merge(folder, reader, journal)  # of a run that was killed
+        _merge(folder, reader, journal)  # captions of a run that was killed
         missing = pending(folder, config.model if overwrite else None)
         report = CaptionReport(before=len(reader) - len(missing))
         missing = missing[:limit]
         run = _Run(reader, journal, report, config.model, progress, len(missing))
         try:
-            asyncio.run(run.all(missing, config, api_key, concurrency))
+            asyncio.run(run.caption_all(missing, config, api_key, concurrency))
         finally:
             _merge(folder, reader, journal)
-    (folder / JOURNAL).unlink()  # all of it is in metadata.jsonl
+    (folder / JOURNAL).unlink()  # metadata.jsonl contains all of it
     return report
 
 
 @dataclass
 class _Run:
+    """A run in progress; the arguments of `caption_folder` and what it has done so far."""
+
     reader: PicturesReader
     journal: Journal
     report: CaptionReport
     model: str
-    progress: Callable[..., None] | None
+    progress: Progress | None
     total: int
 
-    async def all(self, indices: list[int], config: EndpointConfig, api_key: str, concurrency: int) -> None:
+    async def caption_all(self, indices: list[int], config: EndpointConfig, api_key: str, concurrency: int) -> None:
+        """Caption the pictures with these indices, `concurrency` of them at a time."""
         queue: Iterator[int] = iter(indices)
         async with Endpoint(config, api_key, concurrency) as endpoint:
 
             async def work() -> None:
-                for index in queue:  # shared: each picture goes to whoever is free
-                    await self._one(index, endpoint)
+                for index in queue:  # shared by the workers: each picture goes to the next free one
+                    await self._caption_one(index, endpoint)
 
             workers = [asyncio.create_task(work()) for _ in range(min(concurrency, len(indices)))]
             try:
@@ -118,7 +131,7 @@ class _Run:
                 for worker in workers:
                     worker.cancel()
 
-    async def _one(self, index: int, endpoint: Endpoint) -> None:
+    async def _caption_one(self, index: int, endpoint: Endpoint) -> None:
         name = self.reader.entry(index).name
         try:
             picture = await asyncio.to_thread(lambda: decode_levels(self.reader.data(index), name))
@@ -137,16 +150,17 @@ class _Run:
             self.progress(self.report.written + len(self.report.failed), self.total, name)
 
 
-def _rows_before(folder: Path) -> dict[str, dict[str, Any]]:
+def _current_rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """The objects of metadata.jsonl by picture name; empty if there is no such file."""
     path = folder / METADATA
     return {str(row.get("file_name")): row for row in read_records(path)} if path.is_file() else {}
 
 
 def _merge(folder: Path, reader: PicturesReader, journal: Journal) -> None:
-    """metadata.jsonl with all pictures of the folder: it says which belong to the set."""
+    """Write the journal's captions to metadata.jsonl, which lists all pictures of the folder: it defines the set."""
     if not journal.records:
         return
-    rows = _rows_before(folder)
+    rows = _current_rows(folder)
     for entry in map(reader.entry, range(len(reader))):
         rows.setdefault(entry.name, {"file_name": entry.name, **({"text": entry.caption} if entry.caption else {})})
     for record in journal.records:

@@ -1,7 +1,7 @@
-"""What a vision-language model is asked for a picture: one question for each field of `Caption`, from top to bottom.
+"""The questions to a vision-language model about a picture: one for each field of `Caption`, from top to bottom.
 
-The paper gives GPT-4V its questions together, as one list, so that all captions come in the same form; so do we. The
-words are our own, the paper's are not in its text.
+As in the paper, which uses GPT-4V, all questions are asked together as one list, so that all captions have the same
+form. The wording is our own: the paper does not print its questions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from diffbody_ref.ops.captions import Caption
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Caption))
 MAX_PHRASE = 120  # characters
-MAX_WORDS = 60  # of a caption: CLIP's text encoder reads 77 tokens
+MAX_WORDS = 60  # words of a caption: CLIP's text encoder reads 77 tokens
 
 QUESTIONS: dict[str, str] = {
     "look": "Who is it: apparent sex and age, and build if it strikes you? (a young woman; an elderly man, heavyset)",
@@ -38,31 +38,32 @@ INSTRUCTIONS = (
 
 
 def prompt() -> str:
-    """The instructions and the list of questions, as they go with every picture."""
+    """The text that is sent with every picture: the instructions and the list of questions."""
     return "\n".join([INSTRUCTIONS, *(f"- {field}: {QUESTIONS[field]}" for field in FIELDS)])
 
 
 def schema() -> dict[str, Any]:
-    """The answer as a JSON schema, for servers that can hold a model to one."""
+    """The JSON schema of an answer, for servers that can enforce one."""
     texts = {field: {"type": "string"} for field in FIELDS}
     return {"type": "object", "properties": texts, "required": list(FIELDS), "additionalProperties": False}
 
 
 class AnswerError(ValueError):
-    """A model's answer that is not a caption; the message tells the model what to do better."""
+    """A model's answer is not a valid caption; the message tells the model how to correct it."""
 
 
 def parse_answer(text: str) -> Caption:
-    """The caption in a model's answer.
+    """Read the caption from a model's answer.
 
     Raises:
-        AnswerError: not a JSON object with exactly the fields, all short phrases on one line; or nobody described.
+        AnswerError: the answer is not a JSON object with exactly the fields of `Caption`, each a short phrase on one
+            line, or it describes nobody.
     """
-    found = text.strip()
-    if found.startswith("```"):  # many models put JSON into a code block, whatever they are told
-        found = found.strip("`").removeprefix("json").strip()
+    stripped = text.strip()
+    if stripped.startswith("```"):  # many models put JSON into a code block, against their instructions
+        stripped = stripped.strip("`").removeprefix("json").strip()
     try:
-        answer = json.loads(found)
+        answer = json.loads(stripped)
     except ValueError:
         raise AnswerError("the answer is not JSON; answer with one JSON object and nothing else") from None
     if not isinstance(answer, dict):

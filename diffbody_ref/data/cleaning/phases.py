@@ -1,8 +1,8 @@
-"""The first three phases for one picture: it is fit, a person is in it, and can be cut out at the format.
+"""The first three phases of cleaning, for one picture.
 
-1. screen: can be read, is large enough, not too narrow
-2. detect: a person is found, surely enough
-3. crop: a window of the format's shape about the person, enough of whom is in it, and not enlarged too much
+1. screen: the picture can be read, is large enough and not too narrow
+2. detect: a person is found with a sufficient score
+3. crop: a window of the output's aspect around the person shows enough of them and need not be enlarged too much
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from diffbody_ref.ops.images import ImageError, decode_levels, encode_image
 from diffbody_ref.ops.keypoints import BODY
 
 SCREEN, DETECT, CROP, INSPECT = PHASES = ("screen", "detect", "crop", "inspect")
-DETECTION_SIDE = 1024  # longest side in pixels that people are looked for at; the networks look at less
+DETECTION_SIDE = 1024  # longest side in pixels at which people are searched for; the networks' inputs are smaller
 
 FindPeople = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """float32 (H, W, 3) in [0, 1] → boxes (N, 5): x0, y0, x1, y1, score; keypoints (N, 133, 3): x, y, score; in pixels."""
@@ -26,21 +26,23 @@ FindPeople = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class CleanConfig:
-    """What is kept, and how it is cut.
+    """Which pictures are kept, and how they are cropped.
 
     Attributes:
-        height, width: of the result in pixels: nano's, or the paper's 1024 × 512.
-        max_enlargement: result over window, at most; 1 keeps nothing that would have to be enlarged.
-        max_aspect: longer over shorter side of a picture, at most.
-        min_score: the detector's, of the person.
-        margin: space left around the person's box, as a part of its sides, on each side.
-        keypoint_score: from which on a body joint counts as seen.
-        min_visible: part of the 17 body joints that is seen within the window, at least. 0.6 takes half-length
-            portraits (13 of 17) and leaves heads out; 0.9 takes whole people only.
-        format: of the written pictures: "png", "jpg" or "webp".
+        height: height of the crops in pixels: 256 for nano, 1024 for the paper's size.
+        width: width of the crops in pixels: 128 for nano, 512 for the paper's size.
+        max_enlargement: largest allowed ratio of crop size to window size; 1 drops every picture that would have to be
+            enlarged.
+        max_aspect: largest allowed ratio of a picture's longer side to its shorter side.
+        min_score: smallest allowed score of the person from the detector.
+        margin: space around the person's box on each side, as a fraction of the box's sides.
+        keypoint_score: score from which a body joint counts as seen.
+        min_visible: smallest allowed fraction of the 17 body joints seen within the window. 0.6 keeps half-length
+            portraits (13 of 17) and drops heads; 0.9 keeps whole people only.
+        format: format of the written pictures: "png", "jpg" or "webp".
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of its range.
     """
 
     height: int = 256
@@ -73,7 +75,13 @@ class CleanConfig:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Why a picture is not kept: a phase, a reason that is the same for all such pictures, and this picture's case."""
+    """Why a picture is not kept.
+
+    Attributes:
+        phase: one of `PHASES`.
+        reason: the reason, the same for all such pictures.
+        detail: the details of this picture.
+    """
 
     phase: str
     reason: str
@@ -82,15 +90,15 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Kept:
-    """A picture's person, cut out.
+    """The crop of a picture's person.
 
     Attributes:
-        data: the encoded picture.
-        box: x0, y0, x1, y1 of the person in pixels of it.
-        score: the detector's.
-        visible: part of the body joints that is seen, 0 to 1.
-        enlargement: result over window.
-        size: height and width of the picture that it was cut from.
+        data: the encoded crop.
+        box: x0, y0, x1, y1 of the person in pixels of the crop.
+        score: the detector's score of the person.
+        visible: fraction of the body joints that are seen, 0 to 1.
+        enlargement: ratio of crop size to window size.
+        size: height and width of the source picture.
     """
 
     data: bytes
@@ -103,7 +111,14 @@ class Kept:
 
 @dataclass(frozen=True)
 class Window:
-    """Part of a picture: left and top edge, width and height, in pixels, whole or not."""
+    """Part of a picture, in pixels, not necessarily whole ones.
+
+    Attributes:
+        left: left edge.
+        top: top edge.
+        width: width.
+        height: height.
+    """
 
     left: float
     top: float
@@ -112,10 +127,12 @@ class Window:
 
 
 def examine(data: bytes, find_people: FindPeople, config: CleanConfig) -> Kept | Dropped:
-    """One picture through the phases.
+    """Run the three phases on one picture.
 
     Args:
-        data: the picture's file.
+        data: contents of the picture file.
+        find_people: finds people in a picture.
+        config: which pictures are kept, and how they are cropped.
     """
     screened = screen(data, config)
     if isinstance(screened, Dropped):
@@ -123,11 +140,11 @@ def examine(data: bytes, find_people: FindPeople, config: CleanConfig) -> Kept |
     person = detect(screened, find_people, config)
     if isinstance(person, Dropped):
         return person
-    return cut(screened, *person, config)
+    return crop_person(screened, *person, config)
 
 
 def screen(data: bytes, config: CleanConfig) -> np.ndarray | Dropped:
-    """Phase 1: the picture, uint8 (H, W, 3)."""
+    """Phase 1: decode the picture to uint8 (H, W, 3) and check its size."""
     try:
         picture = decode_levels(data, "picture")
     except ImageError as error:
@@ -135,16 +152,20 @@ def screen(data: bytes, config: CleanConfig) -> np.ndarray | Dropped:
     height, width = picture.shape[:2]
     if max(height, width) > config.max_aspect * min(height, width):
         return Dropped(SCREEN, "too narrow", f"{width}x{height}")
-    needed = config.height / min(height, width * config.height / config.width)
-    if needed > config.max_enlargement:
-        return Dropped(SCREEN, "too small", f"{width}x{height}, a crop would be enlarged {needed:.2f} times")
+    enlargement = config.height / min(height, width * config.height / config.width)
+    if enlargement > config.max_enlargement:
+        return Dropped(SCREEN, "too small", f"{width}x{height}, a crop would be enlarged {enlargement:.2f} times")
     return picture
 
 
 def detect(
     picture: np.ndarray, find_people: FindPeople, config: CleanConfig
 ) -> tuple[np.ndarray, np.ndarray] | Dropped:
-    """Phase 2: box (5,) and keypoints (133, 3) of the person who takes the largest area, in pixels of the picture."""
+    """Phase 2: find the person with the largest box.
+
+    Returns:
+        The box (5,): x0, y0, x1, y1, score, and the keypoints (133, 3): x, y, score; in pixels of the picture.
+    """
     height, width = picture.shape[:2]
     shrink = min(1.0, DETECTION_SIDE / max(height, width))
     size = (max(16, round(width * shrink)), max(16, round(height * shrink)))
@@ -165,8 +186,8 @@ def detect(
     return boxes[best], keypoints[best]
 
 
-def cut(picture: np.ndarray, box: np.ndarray, keypoints: np.ndarray, config: CleanConfig) -> Kept | Dropped:
-    """Phase 3: the window about the person, at the format."""
+def crop_person(picture: np.ndarray, box: np.ndarray, keypoints: np.ndarray, config: CleanConfig) -> Kept | Dropped:
+    """Phase 3: crop the window around the person and resize it to the output size."""
     window = crop_window(box, (picture.shape[0], picture.shape[1]), config)
     scale = config.height / window.height
     points = keypoints[BODY]
@@ -181,10 +202,10 @@ def cut(picture: np.ndarray, box: np.ndarray, keypoints: np.ndarray, config: Cle
     size = (config.width, config.height)
     cropped = Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS, box=edges)
     corner = np.array([window.left, window.top] * 2)
-    placed = ((box[:4] + 0.5 - corner) * scale - 0.5).clip(0, np.array(size * 2) - 1)
+    box_in_crop = ((box[:4] + 0.5 - corner) * scale - 0.5).clip(0, np.array(size * 2) - 1)
     return Kept(
         data=encode_image(np.asarray(cropped, np.float32) / np.float32(255), format=config.format),
-        box=tuple(round(float(side), 1) for side in placed),  # type: ignore[arg-type]
+        box=tuple(round(float(side), 1) for side in box_in_crop),  # type: ignore[arg-type]
         score=round(float(box[4]), 3),
         visible=round(seen / len(points), 3),
         enlargement=round(scale, 3),
@@ -193,22 +214,27 @@ def cut(picture: np.ndarray, box: np.ndarray, keypoints: np.ndarray, config: Cle
 
 
 def crop_window(box: np.ndarray, size: tuple[int, int], config: CleanConfig) -> Window:
-    """The window of the format's shape about a person, inside of the picture (H, W).
+    """The window of the output's aspect around a person, inside the picture.
 
-    It holds the box with its margin and has the person in its middle, as far as the picture reaches. Where the box does
-    not fit in, the window is as large as the picture allows, and begins above the head.
+    The window contains the box with its margin and is centred on the person, as far as the picture's edges allow. If
+    the box does not fit, the window is as large as the picture allows and starts above the head.
+
+    Args:
+        box: x0, y0, x1, y1 of the person in pixels.
+        size: (H, W) of the picture.
+        config: its margin, height and width are used.
     """
     aspect = config.width / config.height
     x0, y0, x1, y1 = (float(side) for side in box[:4] + np.array([0, 0, 1, 1]))  # edges, not centres, of pixels
-    air = 1.0 + 2.0 * config.margin
-    wanted = max((y1 - y0) * air, (x1 - x0) * air / aspect)
-    height = min(wanted, size[0], size[1] / aspect)
+    with_margin = 1.0 + 2.0 * config.margin
+    desired = max((y1 - y0) * with_margin, (x1 - x0) * with_margin / aspect)
+    height = min(desired, size[0], size[1] / aspect)
     width = height * aspect
-    top = (y0 + y1 - height) / 2 if height >= (y1 - y0) * air else y0 - config.margin * (y1 - y0)
+    top = (y0 + y1 - height) / 2 if height >= (y1 - y0) * with_margin else y0 - config.margin * (y1 - y0)
     left = (x0 + x1 - width) / 2
     return Window(min(max(left, 0.0), size[1] - width), min(max(top, 0.0), size[0] - height), width, height)
 
 
 def digest(data: bytes) -> str:
-    """What two copies of a file have in common."""
+    """A hash of a file's contents that identifies copies of the same file."""
     return hashlib.sha256(data).hexdigest()[:32]

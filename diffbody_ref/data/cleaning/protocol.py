@@ -1,10 +1,10 @@
-"""A source of pictures through all phases, into a folder that `diffbody_ref.data.readers` reads.
+"""Cleaning of a source of pictures, from the first phase to a folder that `diffbody_ref.data.readers` can read.
 
-OUT/metadata.jsonl         the set: pictures that came through all phases, with caption and identity where known
-OUT/images/                the cut pictures, also those that review.tsv drops
+OUT/metadata.jsonl         the cleaned set: the pictures that passed all phases, with caption and identity if known
+OUT/images/                the crops, including those that review.tsv drops
 OUT/review.tsv, sheets/    for inspection: see `review`
-OUT/report.md, report.json, dropped.tsv    what was dropped and why
-OUT/cleaning/              settings, and the journal: one line for each picture of the source that is done
+OUT/report.md, report.json, dropped.tsv    which pictures were dropped, and why
+OUT/cleaning/              the settings, and the journal with one line per processed picture of the source
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from diffbody_ref.data.cleaning.phases import SCREEN, CleanConfig, Dropped, FindPeople, Kept, digest, examine
-from diffbody_ref.data.cleaning.report import Report, summarise
-from diffbody_ref.data.cleaning.review import DROP, Decision, read_review, write_review, write_sheets
-from diffbody_ref.data.journal import Journal, in_order, write_whole
+from diffbody_ref.data.cleaning.report import CleaningReport, summarise
+from diffbody_ref.data.cleaning.review import DROP, SHEETS, Decision, read_review, write_review, write_sheets
+from diffbody_ref.data.journal import Journal
+from diffbody_ref.data.parallel import map_in_order
 from diffbody_ref.data.readers import Entry, Reader
 from diffbody_ref.data.readers.lines import METADATA, read_records
+from diffbody_ref.ops.files import remove_leftovers, write_whole
+from diffbody_ref.ops.progress import Progress
 
 SETTINGS, LOG, IMAGES = "cleaning/settings.json", "cleaning/log.jsonl", "images"
 
@@ -34,31 +37,39 @@ def clean(
     load: Callable[[], FindPeople],
     config: CleanConfig,
     workers: int = 2,
-    progress: Callable[..., None] | None = None,
-) -> Report:
-    """Run the protocol. A second run goes on where an earlier one stopped, takes pictures that are new in the source,
-    and applies what review.tsv says by then. However often it is interrupted, the result is the same.
+    progress: Progress | None = None,
+) -> CleaningReport:
+    """Run the protocol.
+
+    A second run resumes where an earlier one stopped, processes pictures that are new in the source, and applies the
+    current decisions in review.tsv. The result does not depend on how often the run is interrupted.
 
     Args:
-        name: of the source, for the report.
-        load: gives the function that finds people; called when the first picture needs it.
-        workers: threads.
-        progress: called with (pictures done, pictures in all, name of the picture).
+        source: the pictures.
+        name: name of the source for the report.
+        out: folder of the cleaned set; created if needed.
+        load: returns the function that finds people; called only if a picture needs it.
+        config: which pictures are kept, and how they are cropped.
+        workers: number of threads.
+        progress: called with (processed pictures, all pictures, name of the picture).
 
     Raises:
-        ValueError: the folder holds the cleaning of another source or with other settings; review.tsv cannot be read.
+        ValueError: the source is empty, the folder holds the cleaning of another source or with other settings, or
+            review.tsv cannot be read.
     """
     if not len(source):
-        raise ValueError(f"{name}: holds no pictures")
-    read_review(out)  # a mistake in it is told now and not after hours
+        raise ValueError(f"{name}: the source holds no pictures")
+    read_review(out)  # report a mistake in it now and not after hours
     _prepare(out, name, config)
     with Journal(out / LOG) as journal:
+        for folder in (out, out / IMAGES, out / SHEETS, (out / LOG).parent):
+            remove_leftovers(folder)
         done = {record["name"] for record in journal.records}
         seen = {record["digest"] for record in journal.records if "digest" in record}
         missing = [i for i in range(len(source)) if source.entry(i).name not in done]
         finished = len(source) - len(missing)
         find_people = load() if missing else None
-        for entry, data, result in _examined(source, missing, find_people, config, workers):
+        for entry, data, result in _examine_all(source, missing, find_people, config, workers):
             journal.append(_record(out, entry, data, result, seen, config))
             finished += 1
             if progress is not None:
@@ -66,20 +77,21 @@ def clean(
         return _finish(out, journal.records)
 
 
-def apply_review(out: Path) -> Report:
-    """Bring a cleaned folder's metadata.jsonl and report up to what review.tsv says now.
+def apply_review(out: Path) -> CleaningReport:
+    """Update metadata.jsonl and the report of a cleaned folder with the current decisions in review.tsv.
 
     Raises:
-        FileNotFoundError: not a folder that `clean` made.
-        ValueError: review.tsv cannot be read, or a cleaning is at work there.
+        FileNotFoundError: the folder was not made by `clean`.
+        ValueError: review.tsv cannot be read, or another process is cleaning into the folder.
     """
     if not (out / LOG).is_file():
-        raise FileNotFoundError(f"{out}: not a folder that `diffbody clean` made: it has no {LOG}")
+        raise FileNotFoundError(f"{out}: not a folder made by `diffbody clean`: it has no {LOG}")
     with Journal(out / LOG) as journal:
         return _finish(out, journal.records)
 
 
 def _prepare(out: Path, name: str, config: CleanConfig) -> None:
+    """Check that `out` is new or holds the same cleaning, and create its folders."""
     settings = {"source": name, **dataclasses.asdict(config)}
     path = out / SETTINGS
     if path.is_file():
@@ -88,20 +100,24 @@ def _prepare(out: Path, name: str, config: CleanConfig) -> None:
         if changed:
             raise ValueError(f"{out}: holds another cleaning: {', '.join(changed)}; choose another folder")
     elif out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out}: is not empty, and not a folder that `diffbody clean` made; choose another folder")
-    (out / IMAGES).mkdir(parents=True, exist_ok=True)
+        raise ValueError(f"{out}: is not empty and was not made by `diffbody clean`; choose another folder")
+    for folder in (out / IMAGES, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(settings, indent=2) + "\n")
-    if not (out / METADATA).is_file():  # until all is done the set is empty, whatever images/ holds
+    if not (out / METADATA).is_file():  # until the run ends the set is empty, whatever images/ holds
         write_whole(out / METADATA, "")
 
 
 Examined = tuple[Entry, bytes, Kept | Dropped]
+"""A picture of the source, the contents of its file, and the result of the phases."""
 
 
-def _examined(
+def _examine_all(
     source: Reader, indices: list[int], find_people: FindPeople | None, config: CleanConfig, workers: int
 ) -> Iterator[Examined]:
-    def one(index: int) -> Examined:
+    """Run the phases on pictures of the source, by threads; results in the order of the indices."""
+
+    def examine_one(index: int) -> Examined:
         entry = source.entry(index)
         try:
             data = source.data(index)
@@ -110,35 +126,35 @@ def _examined(
         assert find_people is not None
         return entry, data, examine(data, find_people, config)
 
-    return in_order(one, indices, workers)
+    return map_in_order(examine_one, indices, workers)
 
 
 def _record(
     out: Path, entry: Entry, data: bytes, result: Kept | Dropped, seen: set[str], config: CleanConfig
 ) -> dict[str, Any]:
-    """A line of the journal; a picture that is kept is on disk before."""
-    same = digest(data)
-    if data and same in seen:
+    """The journal's line for a picture; the crop of a kept picture is written first."""
+    hashed = digest(data)
+    if data and hashed in seen:
         result = Dropped(SCREEN, "duplicate", "the same file came before under another name")
-    seen.add(same)
-    known = {"name": entry.name, **({"digest": same} if data else {})}
+    seen.add(hashed)
+    source = {"name": entry.name, **({"digest": hashed} if data else {})}
     if isinstance(result, Dropped):
-        return {**known, **dataclasses.asdict(result)}
+        return {**source, **dataclasses.asdict(result)}
     file = f"{IMAGES}/{file_name(entry.name)}.{config.format}"
     write_whole(out / file, result.data)
-    found = {key: value for key, value in dataclasses.asdict(result).items() if key != "data"}
+    crop = {key: value for key, value in dataclasses.asdict(result).items() if key != "data"}
     labels = {"text": entry.caption, "identity": entry.identity, "camera": entry.camera}
-    return {**known, "file": file, **found, **{key: value for key, value in labels.items() if value not in ("", None)}}
+    return {**source, "file": file, **crop, **{key: value for key, value in labels.items() if value not in ("", None)}}
 
 
 def file_name(name: str) -> str:
-    """A flat name for a picture of the source: readable, and another one for every name of the source."""
+    """A readable file name without folders for a picture of the source, different for different pictures."""
     readable = re.sub(r"[^A-Za-z0-9]+", "_", name.rpartition(".")[0] or name).strip("_")[-60:]
     return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _finish(out: Path, records: list[dict[str, Any]]) -> Report:
-    """Sheets, list, set and report of what the journal holds."""
+def _finish(out: Path, records: list[dict[str, Any]]) -> CleaningReport:
+    """Write contact sheets, review.tsv, metadata.jsonl and the report from the journal's records."""
     kept = [record for record in records if "file" in record]
     decisions = read_review(out)
     write_sheets(out, kept)
@@ -152,7 +168,7 @@ def _finish(out: Path, records: list[dict[str, Any]]) -> Report:
 
 
 def _rows(out: Path, chosen: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Lines of metadata.jsonl. What a line holds already (captions that were added) stays."""
+    """The lines of metadata.jsonl. Values that a line already has (captions added meanwhile) stay."""
     before = {record.get("file_name"): record for record in read_records(out / METADATA)}
     for record in chosen:
         labels: dict[str, Any] = {key: record[key] for key in ("text", "identity", "camera", "box") if key in record}

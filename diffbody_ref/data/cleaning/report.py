@@ -1,4 +1,4 @@
-"""What a cleaning did: counts by phase, reasons, and the list of what was dropped."""
+"""The report of a cleaning: counts and reasons by phase, and the list of dropped pictures."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from typing import Any
 
 from diffbody_ref.data.cleaning.phases import INSPECT, PHASES
 from diffbody_ref.data.cleaning.review import DROP, REVIEW, Decision
-from diffbody_ref.data.journal import write_whole
+from diffbody_ref.ops.files import write_whole
 
 
 @dataclass(frozen=True)
 class PhaseCount:
-    """Pictures that came into a phase, those that it dropped, and why: reason → pictures."""
+    """How many pictures one phase dropped, and why.
+
+    Attributes:
+        phase: name of the phase.
+        pictures: number of pictures that entered the phase.
+        dropped: number of pictures that the phase dropped.
+        reasons: number of dropped pictures by reason.
+    """
 
     phase: str
     pictures: int
@@ -26,12 +33,19 @@ class PhaseCount:
 
     @property
     def left(self) -> int:
+        """Number of pictures that passed the phase."""
         return self.pictures - self.dropped
 
 
 @dataclass(frozen=True)
-class Report:
-    """Of a whole cleaning; `dropped` has a row of (name, phase, reason, detail) for each picture that is not kept."""
+class CleaningReport:
+    """The report of a whole cleaning.
+
+    Attributes:
+        settings: the source's name ("source") and the fields of `CleanConfig`.
+        phases: counts of each phase, in order.
+        dropped: (name, phase, reason, detail) of each picture that is not kept.
+    """
 
     settings: dict[str, Any]
     phases: tuple[PhaseCount, ...]
@@ -39,14 +53,16 @@ class Report:
 
     @property
     def pictures(self) -> int:
+        """Number of pictures of the source."""
         return self.phases[0].pictures
 
     @property
     def kept(self) -> int:
+        """Number of pictures that passed all phases."""
         return self.phases[-1].left
 
     def write(self, out: Path) -> None:
-        """report.json, report.md and dropped.tsv."""
+        """Write report.json, report.md and dropped.tsv to the folder `out`."""
         counts = {"pictures": self.pictures, "kept": self.kept, "settings": self.settings}
         phases = [{**asdict(phase), "left": phase.left} for phase in self.phases]
         write_whole(out / "report.json", json.dumps({**counts, "phases": phases}, indent=2) + "\n")
@@ -58,12 +74,13 @@ class Report:
         write_whole(out / "dropped.tsv", text.getvalue())
 
     def as_markdown(self) -> str:
+        """The text of report.md."""
         settings = ", ".join(f"{key} {value}" for key, value in self.settings.items() if key != "source")
         lines = [
             f"# Cleaning of {self.settings['source']}",
             "",
             f"{self.kept} of {self.pictures} pictures are kept ({_percent(self.kept, self.pictures)}). "
-            "dropped.tsv names every other one.",
+            "dropped.tsv lists the others.",
             "",
             "| phase | pictures | dropped | left |",
             "|---|---:|---:|---:|",
@@ -79,31 +96,35 @@ class Report:
             "",
             f"Settings: {settings}.",
             "",
-            f"To inspect: look at sheets/, write `drop` on the pictures' lines in {REVIEW}, and run `diffbody clean "
-            "--apply` on this folder.",
+            f"To inspect the pictures: look at sheets/, write `drop` on the lines of unwanted pictures in {REVIEW}, "
+            "and run `diffbody clean --apply` on this folder.",
         ]
         return "\n".join(lines) + "\n"
 
 
-def summarise(records: list[dict[str, Any]], decisions: dict[str, Decision], settings: dict[str, Any]) -> Report:
-    """
+def summarise(
+    records: list[dict[str, Any]], decisions: dict[str, Decision], settings: dict[str, Any]
+) -> CleaningReport:
+    """The report of a cleaning.
+
     Args:
-        records: the journal's.
-        decisions: by file, of the inspection.
+        records: records of the journal.
+        decisions: decisions of the inspection, by file.
+        settings: see `CleaningReport`.
     """
     dropped = []
     for record in records:
-        said = decisions.get(record.get("file", ""), Decision())
+        review = decisions.get(record.get("file", ""), Decision())
         if "phase" in record:
             dropped.append((record["name"], record["phase"], record["reason"], record["detail"]))
-        elif said.decision == DROP:
-            dropped.append((record["name"], INSPECT, said.note or "by eye", record["file"]))
+        elif review.decision == DROP:
+            dropped.append((record["name"], INSPECT, review.note or "by eye", record["file"]))
     phases, left = [], len(records)
     for phase in PHASES:
         reasons = Counter(reason for _, where, reason, _ in dropped if where == phase)
         phases.append(PhaseCount(phase, left, reasons.total(), dict(reasons.most_common())))
         left -= reasons.total()
-    return Report(settings, tuple(phases), tuple(dropped))
+    return CleaningReport(settings, tuple(phases), tuple(dropped))
 
 
 def _percent(part: int, whole: int) -> str:

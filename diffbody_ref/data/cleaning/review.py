@@ -1,4 +1,4 @@
-"""Phase 4, inspection by eye: contact sheets, and review.tsv, where a person writes `drop` on what should go."""
+"""Phase 4, inspection by eye: contact sheets, and review.tsv, in which a person marks pictures to drop."""
 
 from __future__ import annotations
 
@@ -11,39 +11,50 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from diffbody_ref.data.journal import write_whole
+from diffbody_ref.ops.files import write_whole
 
 REVIEW = "review.tsv"
 SHEETS = "sheets"
 DECISIONS = KEEP, DROP = ("keep", "drop")
 COLUMNS = ("number", "decision", "note", "file", "sheet", "visible", "score", "enlargement", "source")
 
-COLUMNS_A_SHEET, ROWS_A_SHEET = 10, 4
-PER_SHEET = COLUMNS_A_SHEET * ROWS_A_SHEET
-CELL = 288  # pixels, height of a picture on a sheet
-LABEL, GAP = 22, 6
+COLUMNS_PER_SHEET, ROWS_PER_SHEET = 10, 4
+PER_SHEET = COLUMNS_PER_SHEET * ROWS_PER_SHEET
+CELL = 288  # height of a picture on a sheet in pixels
+LABEL, GAP = 22, 6  # height of the number above a picture, and space between pictures, in pixels
 JPEG_QUALITY = 88
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a person wrote on a picture."""
+    """A person's decision about a picture.
+
+    Attributes:
+        decision: "keep" or "drop".
+        note: the reason, free text.
+    """
 
     decision: str = KEEP
     note: str = ""
 
 
 def sheet_name(position: int, count: int) -> str:
-    """The sheet, named by its first and last number, on which the picture at a position (from 0) of `count` is."""
+    """The path of the sheet that shows a picture; its name is the numbers of its first and last picture.
+
+    Args:
+        position: position of the picture in the list, from 0.
+        count: number of pictures in the list.
+    """
     first = position // PER_SHEET * PER_SHEET
     return f"{SHEETS}/{first + 1:06d}-{min(first + PER_SHEET, count):06d}.jpg"
 
 
 def read_review(out: Path) -> dict[str, Decision]:
-    """Decisions by file; a picture that is not in the list has none, which is `keep`.
+    """Read the decisions in review.tsv, by file; a picture that is not listed is kept.
 
     Raises:
-        ValueError: a missing column or a decision that is neither `keep` nor `drop`; names the file and the line.
+        ValueError: a column is missing, or a decision is neither `keep` nor `drop`; the message names the file and the
+            line.
     """
     path = out / REVIEW
     if not path.is_file():
@@ -65,24 +76,25 @@ def read_review(out: Path) -> dict[str, Decision]:
 
 
 def write_review(out: Path, kept: Sequence[dict[str, Any]], decisions: dict[str, Decision]) -> None:
-    """The list of all pictures that came through the first three phases, with the decisions so far."""
+    """Write review.tsv: all pictures that passed the first three phases, with the decisions so far."""
     text = io.StringIO(newline="")
     rows = csv.DictWriter(text, COLUMNS, delimiter="\t", lineterminator="\n", extrasaction="ignore")
     rows.writeheader()
     for position, record in enumerate(kept):
-        said = decisions.get(record["file"], Decision())
-        place = {
+        review = decisions.get(record["file"], Decision())
+        columns = {
             "number": position + 1,
-            "decision": said.decision,
-            "note": said.note,
+            "decision": review.decision,
+            "note": review.note,
             "sheet": sheet_name(position, len(kept)),
         }
-        rows.writerow({**record, **place, "source": record["name"]})
+        rows.writerow({**record, **columns, "source": record["name"]})
     write_whole(out / REVIEW, text.getvalue())
 
 
 def write_sheets(out: Path, kept: Sequence[dict[str, Any]]) -> None:
-    """A JPEG for every `PER_SHEET` pictures, each under its number in the list; those that are there already stay."""
+    """Write a JPEG for every `PER_SHEET` pictures, numbered as in the list; existing sheets stay."""
+    (out / SHEETS).mkdir(exist_ok=True)
     sheets = {first: out / sheet_name(first, len(kept)) for first in range(0, len(kept), PER_SHEET)}
     for first, path in sheets.items():
         if path.is_file():
@@ -92,16 +104,16 @@ def write_sheets(out: Path, kept: Sequence[dict[str, Any]]) -> None:
         draw_sheet(pictures, first + 1).save(buffer, format="JPEG", quality=JPEG_QUALITY)
         write_whole(path, buffer.getvalue())
     for path in (out / SHEETS).glob("*.jpg"):
-        if path not in sheets.values():  # the last one of an earlier, smaller list
+        if path not in sheets.values():  # the last sheet of an earlier, shorter list
             path.unlink()
 
 
 def draw_sheet(pictures: Sequence[Path], number: int) -> Image.Image:
-    """Pictures of one size in rows, numbered from `number`."""
+    """Draw pictures of one size in rows, numbered from `number`."""
     font = ImageFont.load_default(size=LABEL - 6)
     with Image.open(pictures[0]) as first:
         width = round(CELL * first.width / first.height)
-    columns = min(COLUMNS_A_SHEET, len(pictures))
+    columns = min(COLUMNS_PER_SHEET, len(pictures))
     rows = -(-len(pictures) // columns)
     step = (width + GAP, CELL + LABEL + GAP)
     sheet = Image.new("RGB", (columns * step[0] + GAP, rows * step[1] + GAP), "white")

@@ -1,4 +1,4 @@
-"""Folders of pictures in the formats of the field: one file a format, found out from a folder's contents."""
+"""Readers of the field's picture formats, one file per format; a folder's format is detected from its contents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffbody_ref.data.readers.shhq import ShhqReader
 from diffbody_ref.data.readers.synthetic import SyntheticReader
 from diffbody_ref.data.readers.webdataset import WebDatasetReader
 
-# The first that knows a folder reads it; the last takes any folder with pictures in it.
+# The first reader that detects its format reads the folder; the last one accepts any folder with pictures in it.
 READERS: tuple[type[Reader], ...] = (
     SyntheticReader,
     Market1501Reader,
@@ -28,19 +28,19 @@ __all__ = ["ALL", "READERS", "Entry", "Reader", "open_folder"]
 
 
 def open_folder(source: str | Path) -> Reader:
-    """The reader of a folder.
+    """Open a folder with the reader of its format.
 
     Args:
-        source: a folder, or "FOLDER:SPLIT": "data/market:query". Without a split, a format that has splits gives
-            "train"; "FOLDER:all" gives them all.
+        source: a folder, or "FOLDER:SPLIT", for example "data/market:query". Without a split, formats with splits give
+            their "train" split; "FOLDER:all" gives all splits.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: no reader knows the folder, an unknown split, or broken lists or indices in it.
+        FileNotFoundError: the folder does not exist.
+        ValueError: the folder's format or the split is unknown, or an index in the folder is broken.
     """
     folder, split = Path(source), None
     if not folder.exists() and ":" in folder.name:
-        name, _, split = str(source).rpartition(":")  # "FOLDER/:SPLIT" is meant so, too
+        name, _, split = str(source).rpartition(":")  # "FOLDER/:SPLIT" means the same
         folder = Path(name)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of pictures")
@@ -48,4 +48,4 @@ def open_folder(source: str | Path) -> Reader:
         if reader.detect(folder):
             return reader(folder, split)
     known = "; ".join(f"{reader.format} ({reader.layout})" for reader in READERS)
-    raise ValueError(f"{folder}: holds no pictures in a known format; known are {known}")
+    raise ValueError(f"{folder}: holds no pictures in a known format; known formats are {known}")

@@ -1,4 +1,4 @@
-"""What every reader gives: the pictures of one folder, as encoded bytes, with the labels that its format has."""
+"""The interface of all readers: the pictures of one folder, as encoded bytes, with the labels of its format."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ TRAIN = "train"
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of one picture without decoding it; None is what the format does not tell.
+    """What is known about one picture without decoding it; None marks what the format does not contain.
 
     Attributes:
-        name: unique in the folder; of a file, its path in the folder with "/".
-        caption: a sentence; "" is none.
+        name: name of the picture, unique in the folder; for a file, its path in the folder with "/".
+        caption: a sentence; "" if there is none.
         identity: number or name of the person, the same in all of their pictures.
         camera: number of the camera.
         keypoints: float32 (133, 3): x, y in pixels and visibility (0 unlabelled, 1 hidden, 2 visible).
@@ -39,17 +39,19 @@ class Entry:
 
 
 class Reader(ABC):
-    """The pictures of a folder in one format. Nothing but an index is held in memory; may be pickled and forked.
+    """The pictures of a folder in one format. Only an index is held in memory; a reader can be pickled and forked.
 
-    A subclass says what its format is called and how a folder of it looks, for messages, and which `Person` labels all
-    of its pictures have.
+    Attributes:
+        format: name of the format, for messages.
+        layout: how a folder of the format looks, for messages.
+        labels: fields of `Person` that all pictures of the folder have.
 
     Args:
-        folder: one that `detect` knows.
-        split: None is "train" where the format has splits, else everything; "all" is everything.
+        folder: a folder for which `detect` is true.
+        split: name of a split, or "all"; None is "train" if the format has splits, else everything.
 
     Raises:
-        ValueError: an unknown split; lists or indices in the folder that cannot be read.
+        ValueError: the split is unknown, or an index in the folder cannot be read.
     """
 
     format: ClassVar[str]
@@ -62,30 +64,31 @@ class Reader(ABC):
     @classmethod
     @abstractmethod
     def detect(cls, folder: Path) -> bool:
-        """Whether the folder holds this format; looks at names, and at little more."""
+        """Whether the folder has this format; judged by file names and little more."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def entry(self, index: int) -> Entry:
-        """What is known of a picture, without decoding it."""
+        """What is known about a picture, without decoding it."""
 
     @abstractmethod
     def data(self, index: int) -> bytes:
-        """The picture's file.
+        """The contents of the picture's file.
 
         Raises:
-            OSError, ValueError: it cannot be read.
+            OSError: the file cannot be read.
+            ValueError: the file holds no picture.
         """
 
     def parts(self, index: int) -> bytes | None:
-        """The file of its part labels (`diffbody_ref.ops.parts.PART_LABELS`), None where there are none."""
+        """The contents of the file with a picture's part labels (`diffbody_ref.ops.parts.PART_LABELS`), or None."""
         return None
 
 
 class FilesReader(Reader):
-    """A format of picture files: a subclass fills `entries`, whose names are paths in `folder`."""
+    """A format of picture files. A subclass sets `folder`, and `entries`, whose names are paths in `folder`."""
 
     folder: Path
     entries: list[Entry]
@@ -101,28 +104,37 @@ class FilesReader(Reader):
 
 
 def picture_names(folder: Path) -> Iterator[str]:
-    """Paths of all picture files in a folder and the folders in it, sorted folder by folder, without hidden ones."""
-    for place, folders, files in os.walk(folder):
+    """Paths of all picture files in a folder and its subfolders, sorted folder by folder, without hidden ones."""
+    for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                yield (Path(place) / name).relative_to(folder).as_posix()
+                yield (Path(parent) / name).relative_to(folder).as_posix()
 
 
 def check_inside(name: Any, where: str) -> str:
-    """A path that an index names.
+    """Check and return a path from an index.
+
+    Args:
+        name: the value in the index.
+        where: the index and the line, for the error message.
 
     Raises:
-        ValueError: not a relative path inside of the folder; `where` names the index and the line.
+        ValueError: the value is not a relative path inside the folder.
     """
     path = PurePosixPath(name) if isinstance(name, str) else None
     if path is None or not path.name or path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{where}: {name!r} is not a path inside of the folder")
+        raise ValueError(f"{where}: {name!r} is not a path inside the folder")
     return str(path)
 
 
 def choose_split(folder: Path, split: str | None, known: tuple[str, ...]) -> str:
-    """The split to read: the one asked for, else "train" where the format has it, else all of them.
+    """The split to read: the requested one, else "train" if it exists, else "all".
+
+    Args:
+        folder: the folder, for the error message.
+        split: the requested split, or None.
+        known: the folder's splits.
 
     Raises:
         ValueError: the folder has no such split.
@@ -135,5 +147,5 @@ def choose_split(folder: Path, split: str | None, known: tuple[str, ...]) -> str
 
 
 def caption_of(record: Mapping[str, Any]) -> str:
-    """The first caption that a record of an index holds as text, "" if none does."""
+    """The first caption in an index's record, "" if there is none."""
     return next((record[key].strip() for key in CAPTION_KEYS if isinstance(record.get(key), str)), "")

@@ -1,4 +1,4 @@
-"""metadata.jsonl: one JSON object a line, one line a picture."""
+"""Files of JSON objects, one per line, such as metadata.jsonl with one line per picture."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ METADATA = "metadata.jsonl"
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file, one a line; blank lines are skipped.
+    """Read all objects of a file; blank lines are skipped.
 
     Raises:
-        ValueError: a line is not a JSON object; names the file and the line.
+        ValueError: a line is not a JSON object; the message names the file and the line.
     """
     records = []
     with path.open(encoding="utf-8") as lines:
@@ -27,7 +27,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def first_record(path: Path) -> dict[str, Any]:
-    """The first object of a file, {} where there is no such file or object."""
+    """The first object of a file, {} if there is no such file or object."""
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -39,10 +39,14 @@ def first_record(path: Path) -> dict[str, Any]:
 
 
 def parse_record(line: str, where: str) -> dict[str, Any]:
-    """A JSON object.
+    """Parse a line that holds a JSON object.
+
+    Args:
+        line: the line.
+        where: the file and the line number, for the error message.
 
     Raises:
-        ValueError: not one; the message begins with `where`.
+        ValueError: the line is not a JSON object; the message begins with `where`.
     """
     try:
         record = json.loads(line)

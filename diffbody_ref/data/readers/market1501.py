@@ -1,7 +1,7 @@
 """Market-1501 (Zheng et al. 2015): 128×64 pictures of people for re-identification; file names hold the labels.
 
-`0002_c1s1_000451_03.jpg`: person 2, camera 1, sequence 1, frame 451, box 3. Person -1 is a bad detection and 0 a
-distractor: those pictures are in the gallery, without an identity.
+`0002_c1s1_000451_03.jpg` is person 2, camera 1, sequence 1, frame 451, box 3. Person -1 marks a bad detection and
+person 0 a distractor: these pictures are in the gallery and have no identity.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ NAME = re.compile(r"(-1|\d{4})_c(\d)s\d_\d{6}_\d{2}")
 
 
 class Market1501Reader(FilesReader):
+    """Reader of Market-1501."""
+
     format = "Market-1501"
     layout = "bounding_box_train/, query/ and bounding_box_test/ with files such as 0002_c1s1_000451_03.jpg"
 
     def __init__(self, folder: Path, split: str | None = None) -> None:
         self.folder = folder
-        known = tuple(name for name, place in FOLDERS.items() if (folder / place).is_dir())
+        known = tuple(name for name, subfolder in FOLDERS.items() if (folder / subfolder).is_dir())
         chosen = choose_split(folder, split, known)
         self.entries = [
             _entry(folder, f"{FOLDERS[name]}/{file}")

@@ -1,7 +1,8 @@
-"""Parquet, as Hugging Face's `datasets` writes it: a column of pictures (bytes, or a struct with them), and captions.
+"""Parquet as Hugging Face's `datasets` writes it: a column of pictures (bytes, or a struct with bytes), and captions.
 
-Files named `train-00000-of-00004.parquet` belong to the split of that name, others to all. Rows are read a row group
-at a time, and the last group is kept: pictures in random order want small groups (`datasets` writes 100 rows).
+Files with names such as `train-00000-of-00004.parquet` belong to the split in their name, other files to all splits.
+Rows are read one row group at a time, and the last group is kept in memory: reading pictures in random order needs
+small groups (`datasets` writes 100 rows per group).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ IDENTITY = "identity"
 
 
 class ParquetReader(Reader):
+    """Reader of parquet files."""
+
     format = "parquet"
     layout = ".parquet files with a column of pictures' bytes and a column `text` or `caption`"
 
@@ -37,7 +40,7 @@ class ParquetReader(Reader):
         self.files = [path for path in files if chosen == ALL or splits[path] in (None, chosen)]
         self._names = [path.relative_to(folder).as_posix() for path in self.files]
         groups = [(i, g, n) for i, path in enumerate(self.files) for g, n in enumerate(_group_sizes(path))]
-        self._groups = np.array(groups, np.int64).reshape(-1, 3)  # file, row group in it, rows
+        self._groups = np.array(groups, np.int64).reshape(-1, 3)  # file, row group in the file, number of rows
         self._ends = np.cumsum(self._groups[:, 2])
         schemas = [_open(path, os.getpid()).schema_arrow for path in self.files]
         self._picture = [_picture_column(s, path) for s, path in zip(schemas, self.files, strict=True)]
@@ -69,7 +72,7 @@ class ParquetReader(Reader):
         return data
 
     def _place(self, index: int) -> tuple[int, int, int]:
-        """(file, row group, row in it)."""
+        """(file, row group in the file, row in the group) of a picture."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = int(np.searchsorted(self._ends, index, side="right"))
@@ -77,9 +80,9 @@ class ParquetReader(Reader):
         return file, group, index - (int(self._ends[number]) - rows)
 
     def _first(self, file: int, group: int) -> int:
-        """Row of the file that a group begins with."""
-        mine = self._groups[self._groups[:, 0] == file]
-        return int(mine[:group, 2].sum())
+        """The first row of a group, counted from the beginning of its file."""
+        groups = self._groups[self._groups[:, 0] == file]
+        return int(groups[:group, 2].sum())
 
 
 def _files(folder: Path) -> list[Path]:
@@ -109,26 +112,27 @@ def _read(path: Path, group: int, columns: tuple[str, ...], process: int) -> pya
 
 
 def _picture_column(schema: Any, path: Path) -> str:
-    """
+    """The name of the column that holds the pictures.
+
     Raises:
-        ValueError: no column holds pictures.
+        ValueError: no column holds bytes.
     """
     import pyarrow
 
-    binary = (pyarrow.types.is_binary, pyarrow.types.is_large_binary)
-    holds = {
-        field.name: any(is_binary(kind) for is_binary in binary)
+    binary_types = (pyarrow.types.is_binary, pyarrow.types.is_large_binary)
+    is_binary = {
+        field.name: any(has_type(kind) for has_type in binary_types)
         for field in schema
         for kind in [_bytes_of(field.type) or field.type]
     }
-    candidates = [name for name in (*PICTURE_KEYS, *schema.names) if holds.get(name)]
+    candidates = [name for name in (*PICTURE_KEYS, *schema.names) if is_binary.get(name)]
     if not candidates:
         raise ValueError(f"{path}: no column of pictures' bytes; its columns are {', '.join(schema.names)}")
     return candidates[0]
 
 
 def _bytes_of(kind: Any) -> Any:
-    """The type of a struct's `bytes`, None where it is another type."""
+    """The type of the field `bytes` of a struct type, None for any other type."""
     import pyarrow
 
     if not pyarrow.types.is_struct(kind) or kind.get_field_index("bytes") < 0:

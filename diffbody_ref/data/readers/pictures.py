@@ -1,8 +1,8 @@
 """A plain folder of pictures.
 
-Captions are beside them: either a text file of the same name (`a.jpg`, `a.txt`), or a metadata.jsonl as Hugging Face's
-"imagefolder" has it, {"file_name": "a.jpg", "text": "..."}, which may also name an `identity`. A metadata.jsonl says
-which pictures belong to the set; without one, all in the folder and the folders in it do.
+Captions are either in text files of the same name (`a.jpg`, `a.txt`), or in a metadata.jsonl in the format of Hugging
+Face's "imagefolder", {"file_name": "a.jpg", "text": "..."}, which may also contain an `identity`. If there is a
+metadata.jsonl, it lists the pictures of the set; otherwise all pictures in the folder and its subfolders belong to it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from diffbody_ref.data.readers.lines import METADATA, first_record, read_records
 
 
 class PicturesReader(FilesReader):
+    """Reader of plain picture folders."""
+
     format = "pictures"
     layout = "jpg, png, webp, bmp or tiff files, captions in .txt files of the same name or in metadata.jsonl"
 
@@ -35,6 +37,7 @@ class PicturesReader(FilesReader):
 
 
 def _listed(record: dict[str, Any], where: str) -> Entry:
+    """The entry of a line of metadata.jsonl; `where` names the line in error messages."""
     if "file_name" not in record:
         raise ValueError(f"{where}: has no 'file_name'")
     identity = record.get("identity")
@@ -44,6 +47,7 @@ def _listed(record: dict[str, Any], where: str) -> Entry:
 
 
 def _sidecar(picture: Path) -> str:
+    """The text in the file beside a picture, on one line; "" if there is no such file."""
     path = picture.with_suffix(".txt")
     try:
         return " ".join(path.read_text(encoding="utf-8").split())

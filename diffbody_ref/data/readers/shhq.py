@@ -13,6 +13,8 @@ PICTURES = "no_segment"
 
 
 class ShhqReader(FilesReader):
+    """Reader of SHHQ-1.0."""
+
     format = "SHHQ"
     layout = f"{PICTURES}/*.png"
 

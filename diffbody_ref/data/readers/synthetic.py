@@ -1,4 +1,4 @@
-"""What `diffbody synth` writes: pictures, part masks, and a metadata.jsonl with keypoints, box, identity, caption."""
+"""Folders written by `diffbody synth`: pictures, part masks, and a metadata.jsonl with the other labels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from diffbody_ref.data.readers.lines import METADATA, first_record, read_records
 
 
 class SyntheticReader(FilesReader):
+    """Reader of synthetic people, with keypoints, box, identity, caption and part masks."""
+
     format = "synthetic people"
     layout = "metadata.jsonl with `image` and `parts`, from `diffbody synth`"
     labels = frozenset({"parts", "keypoints", "box", "identity"})

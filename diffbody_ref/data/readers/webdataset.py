@@ -1,7 +1,7 @@
-"""WebDataset: tar shards in which adjacent files of one base name are a sample: 0001.jpg, 0001.txt, 0001.json.
+"""WebDataset: tar shards in which adjacent files with the same base name are a sample: 0001.jpg, 0001.txt, 0001.json.
 
-The caption is the .txt file, else the .json file's `caption` or `text`; an `identity` in the .json file is read too.
-The tar headers are read once; pictures and captions stay on disk and are read from their place when asked for.
+The caption is the .txt file, else the `caption` or `text` in the .json file; an `identity` in the .json file is read
+too. The tar headers are read once; pictures and captions stay on disk and are read when they are requested.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ TEXT, RECORD = ".txt", ".json"
 
 
 class Span(NamedTuple):
-    """Where a file lies in its shard: first byte and number of bytes; no bytes where there is no such file."""
+    """Position of a file in its shard.
+
+    Attributes:
+        start: first byte.
+        size: number of bytes; 0 if there is no such file.
+    """
 
     start: int = 0
     size: int = 0
 
 
 class WebDatasetReader(Reader):
+    """Reader of WebDataset shards."""
+
     format = "webdataset"
     layout = ".tar shards of jpg, png or webp files with .txt or .json files of the same name"
 
@@ -48,8 +55,8 @@ class WebDatasetReader(Reader):
         return len(self._index)
 
     def entry(self, index: int) -> Entry:
-        text, found = self._file(index, 3), self._file(index, 5)
-        record = parse_record(found.decode("utf-8", errors="replace"), f"{self._names[index]}{RECORD}") if found else {}
+        text, data = self._file(index, 3), self._file(index, 5)
+        record = parse_record(data.decode("utf-8", errors="replace"), f"{self._names[index]}{RECORD}") if data else {}
         caption = text.decode("utf-8", errors="replace") if text else caption_of(record)
         return Entry(self._names[index], " ".join(caption.split()), record.get("identity"))
 
@@ -57,6 +64,7 @@ class WebDatasetReader(Reader):
         return self._file(index, 1)
 
     def _file(self, index: int, column: int) -> bytes:
+        """The contents of the file whose start is in this column of the index; b"" if there is no such file."""
         shard, start, size = (int(value) for value in self._index[index, [0, column, column + 1]])
         if size == 0:
             return b""
@@ -73,7 +81,7 @@ def _samples(shard: Path) -> list[tuple[str, tuple[Span, Span, Span]]]:
     """(key, spans of picture, text and record) of each sample that has a picture, in the shard's order.
 
     Raises:
-        ValueError: not a tar file, compressed as a whole, or truncated; two pictures in one sample.
+        ValueError: the shard is not a tar file, is compressed or truncated, or has two pictures in one sample.
     """
     samples: list[tuple[str, tuple[Span, Span, Span]]] = []
     key, spans = "", [Span(), Span(), Span()]
@@ -83,12 +91,13 @@ def _samples(shard: Path) -> list[tuple[str, tuple[Span, Span, Span]]]:
                 if not member.isreg() or member.issparse():
                     continue
                 # The key ends at the first dot of the base name, as in the webdataset library.
-                place, slash, base = member.name.rpartition("/")
+                parent, slash, base = member.name.rpartition("/")
                 stem, dot, rest = base.partition(".")
-                if place + slash + stem != key:
+                suffix = (dot + rest).lower()
+                if parent + slash + stem != key:
                     samples += [(key, (spans[0], spans[1], spans[2]))] if spans[0].size else []
-                    key, spans = place + slash + stem, [Span(), Span(), Span()]
-                kind = {TEXT: 1, RECORD: 2}.get((dot + rest).lower(), 0 if (dot + rest).lower() in SUFFIXES else None)
+                    key, spans = parent + slash + stem, [Span(), Span(), Span()]
+                kind = {TEXT: 1, RECORD: 2}.get(suffix, 0 if suffix in SUFFIXES else None)
                 if kind == 0 and spans[0].size:
                     raise ValueError(f"{shard}: two pictures of one sample, {member.name!r} and the one before it")
                 if kind is not None:

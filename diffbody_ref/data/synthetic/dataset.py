@@ -3,16 +3,15 @@
 DIR/dataset.json    version, seed, sizes, the range of identities, part names
 DIR/metadata.jsonl  one line a picture, sorted by identity and view
 DIR/images/000012_0.png, DIR/parts/000012_0.png
-DIR/labels/000012.json  the identity's lines of metadata.jsonl; there once all of its pictures are
+DIR/labels/000012.json  the identity's lines of metadata.jsonl, written once all of its pictures are
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +19,23 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from diffbody_ref.ops import keypoints as kp
+from diffbody_ref.ops.files import whole_file, write_whole
 from diffbody_ref.ops.parts import PART_LABELS
+from diffbody_ref.ops.progress import Progress
 
-VERSION = 2  # of the pictures: raise it where the same seed gives others
+VERSION = 2  # version of the pictures; increase it if the same seed gives other pictures
 
 
 @dataclass(frozen=True)
 class SynthesisReport:
-    """What `synthesize` did: pictures in the folder, how many were rendered now, in what time, and the rate."""
+    """The result of `synthesize`.
+
+    Attributes:
+        pictures: number of pictures in the folder.
+        rendered: number of pictures rendered by this run.
+        seconds: time of this run.
+        pictures_per_second: rate of this run; 0 if nothing was rendered.
+    """
 
     pictures: int
     rendered: int
@@ -37,6 +45,8 @@ class SynthesisReport:
 
 @dataclass(frozen=True)
 class _Job:
+    """One identity to render; see `synthesize`."""
+
     out: Path
     identity: int
     views: int
@@ -45,34 +55,27 @@ class _Job:
     width: int
 
 
-def _write(path: Path, text: str) -> None:
-    """All of the file or none of it."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text)
-    scratch.replace(path)
+def _write_picture(path: Path, pixels: np.ndarray) -> None:
+    with whole_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=4)
 
 
-def _save_picture(path: Path, pixels: np.ndarray) -> None:
-    scratch = path.with_name(f".{path.name}")
-    Image.fromarray(pixels).save(scratch, format="PNG", compress_level=4)
-    scratch.replace(path)
-
-
-def _setup() -> None:
+def _set_up_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
 
 
 def _render_identity(job: _Job) -> int:
+    """Render all pictures of an identity and write its labels; returns the number of the identity."""
     from diffbody_ref.data.synthetic.render import render
 
     lines = []
     for view in range(job.views):
         picture = render(job.seed, job.identity, view, job.height, job.width)
         name = f"{job.identity:06d}_{view}.png"
-        _save_picture(job.out / "images" / name, picture.image)
-        _save_picture(job.out / "parts" / name, picture.parts)
+        _write_picture(job.out / "images" / name, picture.image)
+        _write_picture(job.out / "parts" / name, picture.parts)
         record = {
             "image": f"images/{name}",
             "parts": f"parts/{name}",
@@ -83,11 +86,12 @@ def _render_identity(job: _Job) -> int:
             "box": [float(side) for side in picture.box],
         }
         lines.append(json.dumps(record))
-    _write(job.out / "labels" / f"{job.identity:06d}.json", "\n".join(lines) + "\n")
-    return job.views
+    write_whole(job.out / "labels" / f"{job.identity:06d}.json", "\n".join(lines) + "\n")
+    return job.identity
 
 
 def _prepare(out: Path, header: dict[str, object]) -> None:
+    """Create the folders and dataset.json, or check that the folder holds the same set."""
     for folder in ("images", "parts", "labels"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     index = out / "dataset.json"
@@ -97,7 +101,7 @@ def _prepare(out: Path, header: dict[str, object]) -> None:
         changed = [f"{key} {old.get(key)} (now {header[key]})" for key in same if old.get(key) != header[key]]
         if changed:
             raise ValueError(f"{out} holds another set: {', '.join(changed)}; choose another folder")
-    _write(index, json.dumps(header, indent=2) + "\n")
+    write_whole(index, json.dumps(header, indent=2) + "\n")
 
 
 def synthesize(
@@ -109,22 +113,27 @@ def synthesize(
     width: int = 128,
     first_identity: int = 0,
     workers: int = 2,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> SynthesisReport:
-    """Render people into a folder; a second run goes on where an earlier one stopped, or adds identities.
+    """Render people into a folder; a second run resumes where an earlier one stopped, or adds identities.
 
-    A picture depends on (seed, identity, view) and the size only, whatever the number of workers.
+    A picture depends only on (seed, identity, view) and the size, not on the number of workers.
 
     Args:
-        out: the folder, made if need be.
-        identities, views: how many people, numbered from `first_identity`, and pictures of each.
-        workers: processes; 1 renders in this one. More are spawned, so a script that calls this needs the usual
-            `if __name__ == "__main__":`.
-        progress: called with (pictures done, pictures in all).
+        out: the folder, created if needed.
+        identities: number of people.
+        views: number of pictures of each person.
+        seed: seed of everything random.
+        height: height of the pictures in pixels.
+        width: width of the pictures in pixels.
+        first_identity: number of the first person; the others have the following numbers.
+        workers: number of processes; 1 renders in this process. More are spawned, so a script that calls this function
+            needs the usual `if __name__ == "__main__":`.
+        progress: called with (rendered pictures, all pictures, person that was rendered last).
 
     Raises:
-        ValueError: a count below 1, a negative first identity or seed, a size below 16 pixels, or a folder with a
-            set of other settings.
+        ValueError: a count is below 1, the first identity or the seed is negative, a size is below 16 pixels, or the
+            folder contains a set with other settings.
     """
     for name, value, low in (
         ("identities", identities, 1),
@@ -145,23 +154,24 @@ def synthesize(
     jobs = [_Job(out, n, views, seed, height, width) for n in missing]
     start = time.perf_counter()
     done, total = (identities - len(jobs)) * views, identities * views
-    for count in _run(jobs, workers):
-        done += count
+    for identity in _run(jobs, workers):
+        done += views
         if progress is not None:
-            progress(done, total)
+            progress(done, total, f"person {identity}")
     seconds = time.perf_counter() - start
-    _write(out / "metadata.jsonl", "".join((out / "labels" / f"{n:06d}.json").read_text() for n in numbers))
+    write_whole(out / "metadata.jsonl", "".join((out / "labels" / f"{n:06d}.json").read_text() for n in numbers))
     rendered = len(jobs) * views
     return SynthesisReport(total, rendered, seconds, rendered / seconds if rendered else 0.0)
 
 
 def _run(jobs: list[_Job], workers: int) -> Iterator[int]:
+    """Render the identities by `workers` processes, and yield their numbers as they are done."""
     if workers == 1 or len(jobs) < 2:
         yield from map(_render_identity, jobs)
         return
-    # The first one here: anny and warp fill their caches on disk, which several processes at once would all do.
+    # The first job runs in this process: anny and warp fill their caches on disk, which otherwise all workers would do.
     yield _render_identity(jobs[0])
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs) - 1), _setup) as pool:
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs) - 1), _set_up_worker) as pool:
         yield from pool.imap_unordered(_render_identity, jobs[1:])
 
 
@@ -169,7 +179,11 @@ _PART_COLOURS = np.array([(0, 0, 0), (230, 60, 60), (60, 200, 60), (80, 90, 250)
 
 
 def check_sheet(path: Path) -> None:
-    """Raises ValueError where a contact sheet cannot be written: its name ends in neither .png nor .jpg."""
+    """Check that a contact sheet can be written.
+
+    Raises:
+        ValueError: its name ends in neither .png nor .jpg, or its folder does not exist.
+    """
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"contact sheet {path}: its name must end in .png or .jpg")
     if not path.absolute().parent.is_dir():
@@ -177,11 +191,19 @@ def check_sheet(path: Path) -> None:
 
 
 def contact_sheet(dataset_dir: Path, out: Path, count: int, scale: int = 2, columns: int = 8) -> None:
-    """Pictures spread over a folder with their labels below them: parts in colours, keypoints filled where visible
-    (red: the person's left, blue: right). Fewer than `count` where the folder has fewer.
+    """Write a sheet of pictures spread evenly over a set, with their labels below them.
+
+    Parts are coloured. Keypoints are filled if they are visible, red on the person's left and blue on their right.
+
+    Args:
+        dataset_dir: folder of the set.
+        out: file of the sheet, .png or .jpg.
+        count: number of pictures; fewer if the set has fewer.
+        scale: enlargement of the pictures.
+        columns: pictures per row.
 
     Raises:
-        ValueError: count below 1, or see `check_sheet`.
+        ValueError: count is below 1, or see `check_sheet`.
     """
     if count < 1:
         raise ValueError(f"count is {count}; it must be at least 1")
@@ -194,12 +216,12 @@ def contact_sheet(dataset_dir: Path, out: Path, count: int, scale: int = 2, colu
     sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height))
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (i % columns * width, i // columns * height))
-    scratch = out.with_name(f".{out.name}")
-    sheet.save(scratch, format="PNG" if out.suffix.lower() == ".png" else "JPEG", quality=80)
-    scratch.replace(out)
+    with whole_file(out) as temporary:
+        sheet.save(temporary, format="PNG" if out.suffix.lower() == ".png" else "JPEG", quality=80)
 
 
 def _tile(folder: Path, record: dict, scale: int) -> Image.Image:
+    """A picture of the sheet, with its labels below it."""
     image = Image.open(folder / record["image"]).convert("RGB")
     parts = np.asarray(Image.open(folder / record["parts"]))
     width, height = image.width * scale, image.height * scale

@@ -64,9 +64,3 @@ def part_map(label: np.ndarray, samples: int) -> np.ndarray:
     grid = [label[i::samples, j::samples] for i in range(samples) for j in range(samples)]
     counts = np.stack([sum((cell == number).astype(np.int8) for cell in grid) for number in range(6)])
     return counts.argmax(0).astype(np.uint8)
-
-
-def box(parts: np.ndarray) -> np.ndarray:
-    """float32 (4,): x0, y0, x1, y1 of the labelled pixels; zeros where there are none."""
-    rows, columns = np.nonzero(parts)
-    return np.array([columns.min(), rows.min(), columns.max(), rows.max()] if len(rows) else [0] * 4, np.float32)

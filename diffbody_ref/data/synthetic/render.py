@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from diffbody_ref.data.boxes import labelled_box
 from diffbody_ref.data.synthetic import labels
 from diffbody_ref.data.synthetic.body import ARMS
 from diffbody_ref.data.synthetic.cast import Actor, actor, companions, generator
@@ -105,4 +106,4 @@ def render(seed: int, identity: int, view: int, height: int = 256, width: int = 
     image = develop(rng, exposed, parts > 0)
     points = labels.keypoints(person.posed, camera, stage.scene, person.mesh, height, width)
     caption = _caption(person, points, seen, crop, place.words, seat, len(others))
-    return Picture(image, parts, points, labels.box(parts), caption)
+    return Picture(image, parts, points, labelled_box(parts), caption)

@@ -1,12 +1,13 @@
-"""What can be trained: one file a stage."""
+"""The training stages, one file each."""
 
 from __future__ import annotations
 
 import importlib
 
 from diffbody_ref.training.config import TrainConfig
-from diffbody_ref.training.stages.base import Stage
+from diffbody_ref.training.stages.base import TrainingStage
 
+# Module and class of each stage, imported when it is built.
 STAGES: dict[str, str] = {
     "swinir": "diffbody_ref.training.stages.restoration:RestorationStage",
     "vae": "diffbody_ref.training.stages.autoencoder:AutoencoderStage",
@@ -15,16 +16,16 @@ STAGES: dict[str, str] = {
     "diffusion": "diffbody_ref.training.stages.diffusion:DiffusionStage",
 }
 
-__all__ = ["STAGES", "Stage", "build_stage"]
+__all__ = ["STAGES", "TrainingStage", "build_stage"]
 
 
-def build_stage(config: TrainConfig) -> Stage:
-    """The stage that `config.stage` names, its components loaded or built.
+def build_stage(config: TrainConfig) -> TrainingStage:
+    """Build the stage named by `config.stage`; its components are loaded or built.
 
     Raises:
-        ValueError: unknown stage.
+        ValueError: the stage is unknown.
     """
     if config.stage not in STAGES:
-        raise ValueError(f"unknown stage {config.stage!r}; known are {', '.join(STAGES)}")
+        raise ValueError(f"unknown stage {config.stage!r}; known stages are {', '.join(STAGES)}")
     module, name = STAGES[config.stage].split(":")
     return getattr(importlib.import_module(module), name)(config)

@@ -1,4 +1,4 @@
-"""The VAE: reconstruction with a weak pull of the latents towards a unit Gaussian (Rombach et al. 2022, §3.1)."""
+"""The stage of the VAE: reconstruction, with latents pulled weakly to a unit Gaussian (Rombach et al. 2022, §3.1)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from diffbody_ref.training.config import TrainConfig
-from diffbody_ref.training.stages.base import Stage, channels_first, grid, mirrored, random_crop
+from diffbody_ref.training.stages.base import TrainingStage, channels_first, grid, mirrored, random_crop
 
 KL_WEIGHT = 1e-6
 EDGE_WEIGHT = 0.5
-FIRST_LOG_VARIANCE = -6.0
-FIRST_NOISE = 0.3  # of PyTorch's initialisation
+INITIAL_LOG_VARIANCE = -6.0
+INITIAL_NOISE = 0.3  # factor on PyTorch's initialisation
 PICTURES_FOR_SCALE = 256
 
 
-class AutoencoderStage(Stage):
-    """Trains `vae`, or its decoder, and measures its latent scale.
+class AutoencoderStage(TrainingStage):
+    """Trains `vae`, or only its decoder, and measures the scale of its latents.
 
     The loss is L1 on pixels and on their differences (edges), squared error, and KL·1e-6.
     """
@@ -74,7 +74,7 @@ class AutoencoderStage(Stage):
     def finish(self, pipeline: Path) -> None:
         """Save with the scaling factor that gives the latents unit standard deviation over the training pictures.
 
-        Where the latents stay what they were, so does their scaling factor.
+        If only the decoder is trained, latents and scaling factor do not change.
         """
         if self.config.tuning == "full":
             self._measure_scale()
@@ -93,11 +93,15 @@ class AutoencoderStage(Stage):
 
 @torch.no_grad()
 def start_near_identity(vae: AutoencoderKL, seed: int) -> None:
-    """Initialise a fresh autoencoder so that pictures pass through it from the first step on.
+    """Initialise a fresh autoencoder so that it reproduces pictures roughly from the first step on.
 
-    The residual blocks add nothing yet, each convolution between them is a random rotation of the channels at its
-    centre and a little noise, and the posterior is nearly deterministic. By PyTorch's own initialisation a small
+    The residual blocks add nothing at first, each convolution between them is a random rotation of the channels at its
+    centre plus a little noise, and the posterior is nearly deterministic. With PyTorch's own initialisation a small
     autoencoder spends its first thousand steps on grey blurs.
+
+    Args:
+        vae: the autoencoder, changed in place.
+        seed: seed of the random weights.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, module in vae.named_modules():
@@ -108,9 +112,9 @@ def start_near_identity(vae: AutoencoderKL, seed: int) -> None:
             torch.nn.init.zeros_(module.weight)
             continue
         rotation = torch.nn.init.orthogonal_(torch.empty(module.weight.shape[:2]), generator=generator)
-        module.weight *= FIRST_NOISE
+        module.weight *= INITIAL_NOISE
         module.weight[:, :, module.kernel_size[0] // 2, module.kernel_size[1] // 2] += rotation
-    vae.quant_conv.bias[vae.config.latent_channels :] = FIRST_LOG_VARIANCE
+    vae.quant_conv.bias[vae.config.latent_channels :] = INITIAL_LOG_VARIANCE
 
 
 def edge_l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What every training stage is: components, items, a loss, a preview."""
+"""The base class of all training stages: components, items, a loss, a preview."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from diffbody_ref.ops.options import check_preset
 from diffbody_ref.training.config import TrainConfig
 
 
-class Stage(nn.Module):
-    """A trainable module over pipeline components.
+class TrainingStage(nn.Module):
+    """A trainable module that consists of pipeline components.
 
-    A subclass names the components it trains (`trained`, found in the pipeline folder or built fresh) and those it
-    only uses (`frozen`, which must be there); each becomes an attribute of that name. `needs` are the labels, fields of
-    `Person`, that its pictures must have. `forward(batch)` returns a dict of scalar losses whose "loss" is minimised.
+    Each component becomes an attribute with the component's name. `forward(batch)` returns a dict of scalar losses;
+    "loss" is minimised.
+
+    Attributes:
+        trained: names of the components that the stage trains; they are loaded from the pipeline folder or built.
+        frozen: names of the components that the stage only uses; they must be in the pipeline folder.
+        needs: labels, fields of `Person`, that the stage's pictures must have.
+        config: configuration of the run.
+        people: the pictures.
     """
 
     trained: tuple[str, ...]
@@ -42,8 +48,8 @@ class Stage(nn.Module):
         for name in self.trained:
             setattr(self, name, self.load_or_build(name).train())
 
-    def train(self, mode: bool = True) -> Stage:
-        """As any module's; but frozen networks stay in evaluation mode."""
+    def train(self, mode: bool = True) -> TrainingStage:
+        """Set the training mode of the trained networks; frozen networks stay in evaluation mode."""
         super().train(mode)
         for name in self.frozen:
             if isinstance(component := getattr(self, name), nn.Module):
@@ -51,49 +57,54 @@ class Stage(nn.Module):
         return self
 
     def load_or_build(self, name: str) -> Any:
-        """A component to train: the pipeline's, or a fresh one where the folder has none."""
+        """A component to train: loaded from the pipeline folder, or built if the folder does not contain it."""
         return load_or_build_component(Path(self.config.pipeline), name, self.config.preset)
 
     def prepare(self, accelerator: Any) -> None:
-        """Work before the first step (an encoding pass); resumable."""
+        """Work to do before the first step, for example an encoding pass; it can be resumed."""
 
     def checkpoint_gradients(self) -> None:
-        """Let the networks on the way of the gradient compute their activations twice instead of keeping them.
+        """Let the networks through which the gradient passes compute activations twice instead of keeping them.
 
         Raises:
-            ValueError: a trained network cannot.
+            ValueError: a trained network does not support it.
         """
         for name in self.trained:
             network = getattr(self, name)
             if not getattr(network, "_supports_gradient_checkpointing", True):
-                raise ValueError(f"gradient_checkpointing: {name} cannot do it; set it to false for this stage")
+                raise ValueError(f"gradient_checkpointing: {name} does not support it; set it to false for this stage")
             if hasattr(network, "enable_gradient_checkpointing"):
                 network.enable_gradient_checkpointing()
-            else:  # transformers' name for it
+            else:  # the name in transformers
                 network.activation_checkpointing_enable()
 
     def compiled(self) -> list[nn.Module]:
-        """The modules that `torch.compile` is for: those whose `forward` does the work of a step."""
+        """The modules to compile by `torch.compile`: those whose `forward` does the work of a step."""
         return [getattr(self, name) for name in self.trained]
 
     def order(self, epoch: int) -> np.ndarray:
-        """Indices of one epoch in the order they are seen, int64, a function of the seed and the epoch."""
+        """The indices of one epoch in their order, int64; they depend only on the seed and the epoch."""
         return np.random.default_rng([self.config.seed, epoch]).permutation(len(self.people))
 
     def item(self, index: int, serial: int) -> dict[str, np.ndarray]:
-        """One sample; everything random in it comes from `self.random(serial)`."""
+        """One training sample.
+
+        Args:
+            index: index of the picture, from `order`.
+            serial: number of the sample in the run; everything random comes from `self.random(serial)`.
+        """
         raise NotImplementedError
 
     def random(self, serial: int) -> np.random.Generator:
-        """The generator of the run's sample number `serial`."""
+        """The random generator of the run's sample number `serial`."""
         return np.random.default_rng([self.config.seed, 1, serial])
 
     def preview(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
-        """A picture, float32 (H, W, 3) in [0, 1], that shows how training stands."""
+        """A picture, float32 (H, W, 3) in [0, 1], that shows the state of training."""
         raise NotImplementedError
 
     def finish(self, pipeline: Path) -> None:
-        """Save the trained components (their averaged weights are in place)."""
+        """Save the trained components to the pipeline folder; their weights are the moving averages."""
         for name in self.trained:
             save_component(pipeline, name, getattr(self, name))
 
@@ -110,14 +121,18 @@ def mirrored(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def degraded_pair(picture: np.ndarray, rng: np.random.Generator, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(x, y): uint8 picture to float32 [0, 1], and its degraded version brought back to its size (bicubic)."""
+    """(x, y) of a uint8 picture: x is float32 in [0, 1]; y is its degraded version at the same size (bicubic)."""
     high = picture.astype(np.float32) / 255.0
     low = resize(degrade(high, rng, config.degradation), high.shape[0], high.shape[1], method="bicubic")
     return high, np.clip(low, 0.0, 1.0)
 
 
 def random_crop(arrays: list[np.ndarray], size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """The same random `size`² window of every (H, W, ...) array; whole arrays where size is 0."""
+    """Cut the same random window of size×size from all (H, W, ...) arrays; with size 0 they are returned whole.
+
+    Raises:
+        ValueError: the window is larger than the arrays.
+    """
     if size == 0:
         return arrays
     height, width = arrays[0].shape[:2]
@@ -128,12 +143,20 @@ def random_crop(arrays: list[np.ndarray], size: int, rng: np.random.Generator) -
 
 
 def channels_first(picture: np.ndarray) -> np.ndarray:
-    """(H, W, C) to contiguous (C, H, W)."""
+    """Transpose (H, W, C) to a contiguous array (C, H, W)."""
     return np.ascontiguousarray(picture.transpose(2, 0, 1))
 
 
 def grid(columns: list[torch.Tensor], count: int = 8) -> np.ndarray:
-    """Columns of (B, 3, H, W) pictures in [0, 1], B rows side by side: float32 (count·H/…, …, 3)."""
+    """Lay out pictures: each of `count` samples is a row of its pictures; four samples stand side by side.
+
+    Args:
+        columns: pictures (B, 3, H, W) in [0, 1], one tensor per column.
+        count: largest number of samples.
+
+    Returns:
+        float32 (⌈n/4⌉·H, 4·len(columns)·W, 3) in [0, 1] with n = min(count, B); missing samples are black.
+    """
     rows = [torch.cat([c[i].float().cpu() for c in columns], dim=2) for i in range(min(count, len(columns[0])))]
     while len(rows) % 4:
         rows.append(torch.zeros_like(rows[0]))

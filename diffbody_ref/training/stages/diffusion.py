@@ -1,7 +1,8 @@
-"""Text encoder, U-Net and control branch, equation 4: ‖ε − ε_θ(z_t, t, c, z_r, P, A)‖².
+"""The stage of text encoder, U-Net and control branch, equation 4: ‖ε − ε_θ(z_t, t, c, z_r, P, A)‖².
 
-The frozen parts (SwinIR, VAE encoder, pose, part network) run once over the data before training: `config.variants`
-degradations a picture, kept beside the checkpoints; so do the captions where the text encoder is frozen.
+The frozen networks (SwinIR, VAE encoder, pose and part networks) run once over the data before training, on
+`config.variants` degradations per picture; their outputs are kept beside the checkpoints. If the text encoder is
+frozen, the captions are encoded in the same way.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.encoded import Arrays, EncodedRows, encode_missing, files_checksum, text_checksum
 from diffbody_ref.training.lora import FOLDER as LORA_FOLDER
 from diffbody_ref.training.lora import add_lora, save_lora
-from diffbody_ref.training.stages.base import Stage, channels_first, degraded_pair, grid
+from diffbody_ref.training.stages.base import TrainingStage, channels_first, degraded_pair, grid
 
 PREVIEW_STEPS = 20
 PREVIEWS = 4
-ENCODED_AT_ONCE = 16  # pictures, at most; fewer where a training batch is smaller
+MAX_ENCODING_BATCH = 16  # pictures; fewer if a training batch is smaller
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 DENOISER = ("text_encoder", "unet", "control")
@@ -36,10 +37,10 @@ TRAINED = {"full": DENOISER, "control": ("control",), "lora": ("control",)}
 ENCODERS = ("swinir", "vae", "pose_detector", "pose", "parts")
 
 
-class DiffusionStage(Stage):
-    """Trains what `config.tuning` says of text encoder, U-Net and control branch."""
+class DiffusionStage(TrainingStage):
+    """Trains text encoder, U-Net and control branch, or those of them that `config.tuning` selects."""
 
-    swinir: Any  # None, as the other encoders, once the data is encoded
+    swinir: Any  # None once the data is encoded, like the other encoders
     text_encoder: Any
 
     def __init__(self, config: TrainConfig) -> None:
@@ -61,14 +62,14 @@ class DiffusionStage(Stage):
             )
 
     def load_or_build(self, name: str) -> Any:
-        """A fresh control branch is a copy of the U-Net that it is to steer."""
+        """A component to train; a fresh control branch is a copy of the U-Net that it controls."""
         if name == "control" and not (Path(self.config.pipeline) / name).is_dir():
             return ControlBranch.from_unet(self.unet, len(self.parts.part_names))
         return super().load_or_build(name)
 
     def checkpoint_gradients(self) -> None:
         super().checkpoint_gradients()
-        self.unet.enable_gradient_checkpointing()  # the control branch's gradient passes through it, frozen or not
+        self.unet.enable_gradient_checkpointing()  # the control branch's gradient passes through it, even if frozen
 
     def compiled(self) -> list[torch.nn.Module]:
         return [self.unet, self.control]
@@ -77,18 +78,18 @@ class DiffusionStage(Stage):
         return np.random.default_rng([self.config.seed, epoch]).permutation(len(self.people) * self.config.variants)
 
     def prepare(self, accelerator: Any) -> None:
-        """Encode the data, and let go of the networks that only this needs: a GPU's memory is for training."""
+        """Encode the data, then release the networks that only the encoding needs, to free the GPU's memory."""
         config, folder = self.config, Path(self.config.output) / "encoded"
         self.to(accelerator.device)
         rows = len(self.people) * config.variants
-        at_once = config.batch_size // config.accumulation // accelerator.num_processes
-        common = (accelerator, max(1, min(ENCODED_AT_ONCE, at_once)), config.workers)
+        training_batch = config.batch_size // config.accumulation // accelerator.num_processes
+        common = (accelerator, max(1, min(MAX_ENCODING_BATCH, training_batch)), config.workers)
         self.encoded = EncodedRows(folder / "pictures", rows, self._picture_settings())
         encode_missing(self.encoded, self._pair, self._encode_pictures, *common, "encoding pictures")
         for name in ("swinir", "pose_detector", "pose", "parts"):
             setattr(self, name, None)
         if config.cache_text and "text_encoder" in self.frozen:
-            # The pictures' captions, and the empty one last.
+            # The pictures' captions, then the empty caption.
             self.captions = [*(self.people.caption(index) for index in range(len(self.people))), ""]
             weights = files_checksum([Path(config.pipeline) / "text_encoder"])
             settings = {"captions": text_checksum(self.captions), "weights": weights}
@@ -97,7 +98,7 @@ class DiffusionStage(Stage):
             self.text_encoder = None
 
     def _picture_settings(self) -> dict[str, Any]:
-        """All that an encoded picture depends on."""
+        """Everything that an encoded picture depends on."""
         config = self.config
         return {
             "pictures": text_checksum([self.people.entry(index).name for index in range(len(self.people))]),
@@ -110,7 +111,7 @@ class DiffusionStage(Stage):
         }
 
     def _pair(self, row: int) -> Arrays:
-        """Row i·variants + v is picture i in its degradation v."""
+        """The input of the encoders for a row; row i·variants + v is picture i with its degradation number v."""
         index, variant = divmod(row, self.config.variants)
         rng = np.random.default_rng([self.config.seed, 2, index, variant])
         high, low = degraded_pair(self.people[index].picture, rng, self.config)
@@ -123,20 +124,20 @@ class DiffusionStage(Stage):
         z_r = self.vae.encode(regression * 2 - 1).latent_dist.mode() * self.vae.config.scaling_factor
         maps = batch_structure_maps(self.pose_detector, self.pose, self.parts, regression)
         pose, attention = (torch.cat([getattr(m, name) for m in maps]) for name in ("pose", "attention"))
-        shown = 1.0 if self.config.structure else 0.0
+        use_structure = 1.0 if self.config.structure else 0.0
         arrays = {
             "mean": posterior.mean,
             "std": posterior.std,
-            "condition": condition_latents(z_r, shown * pose, shown * attention),
+            "condition": condition_latents(z_r, use_structure * pose, use_structure * attention),
         }
         rows = {name: value.float().cpu().numpy() for name, value in arrays.items()}
         return [{name: value[i] for name, value in rows.items()} for i in range(len(regression))]
 
     def _tokens(self, row: int) -> Arrays:
-        return {"tokens": self._tokenised(self.captions[row])}
+        return {"tokens": self._token_ids(self.captions[row])}
 
-    def _tokenised(self, caption: str) -> np.ndarray:
-        """Token ids, int64 (77,)."""
+    def _token_ids(self, caption: str) -> np.ndarray:
+        """The caption's token ids, int64 (77,)."""
         length = self.tokenizer.model_max_length
         tokens = self.tokenizer(caption, padding="max_length", truncation=True, max_length=length)
         return np.asarray(tokens["input_ids"], np.int64)
@@ -155,7 +156,7 @@ class DiffusionStage(Stage):
         if self.texts is not None:
             text = self.texts.read(len(self.people) if dropped else person)
         else:
-            text = {"tokens": self._tokenised("" if dropped else self.people.caption(person))}
+            text = {"tokens": self._token_ids("" if dropped else self.people.caption(person))}
         return {
             "latents": latents.astype(np.float32),
             "condition": row["condition"],
@@ -171,7 +172,7 @@ class DiffusionStage(Stage):
         eps = denoise(self.unet, self.control, z_t, batch["timestep"], text, batch["condition"])
         errors = (eps.float() - batch["noise"]).square().mean(dim=(1, 2, 3))
         if self.config.snr_gamma > 0:
-            # For ε-prediction min-SNR-γ weighs by min(SNR, γ)/SNR.
+            # For ε-prediction, min-SNR-γ weights the loss by min(SNR, γ)/SNR.
             snr = (a / (1 - a)).flatten()
             errors = errors * snr.clamp(max=self.config.snr_gamma) / snr
         return {"loss": errors.mean()}
@@ -193,6 +194,7 @@ class DiffusionStage(Stage):
         return grid([decode(self.vae, z.float()) / 2 + 0.5 for z in (z_r, restored, latents)], count=PREVIEWS)
 
     def _empty_text(self, device: torch.device) -> torch.Tensor:
+        """The embedding of the empty caption, (1, 77, D)."""
         if self.texts is None:
             return encode_prompt(self.tokenizer, self.text_encoder, [""])
         return torch.from_numpy(self.texts.read(len(self.people))["text"]).to(device)[None]

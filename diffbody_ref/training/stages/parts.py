@@ -1,4 +1,4 @@
-"""BPBReID: pixel and identity cross-entropy and a triplet loss on crops of people, several of each identity."""
+"""The stage of the part network, BPBReID: pixel and identity cross-entropy and a triplet loss on crops of people."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from diffbody_ref.ops.images import resize
 from diffbody_ref.ops.pose import person_crop
 from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.parts_losses import IdentityHead, PartLossConfig, part_losses
-from diffbody_ref.training.stages.base import Stage, channels_first, grid
+from diffbody_ref.training.stages.base import TrainingStage, channels_first, grid
 from diffbody_ref.training.views import jittered, random_view
 
-BOX_JITTER = 0.08  # of the box's sides
+BOX_JITTER = 0.08  # as a fraction of the box's sides
 
 
-class PartsStage(Stage):
-    """Trains `parts`; `identity_head` exists in training only. A batch should hold whole groups of views."""
+class PartsStage(TrainingStage):
+    """Trains `parts`. `identity_head` exists only in training.
+
+    The batch size should be a multiple of the number of views per identity, so that batches contain whole groups.
+    """
 
     trained = ("parts",)
     needs = ("parts", "box", "identity")
@@ -32,7 +35,7 @@ class PartsStage(Stage):
         self.groups = list(groups.values())
 
     def order(self, epoch: int) -> np.ndarray:
-        """Identities in random order, the views of each next to one another."""
+        """The indices of one epoch: identities in random order, the views of each identity one after the other."""
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.groups))
         return np.concatenate([self.groups[i] for i in order]).astype(np.int64)
 
@@ -40,7 +43,7 @@ class PartsStage(Stage):
         rng, person = self.random(serial), self.people[index]
         view = random_view(person, rng, self.config)
         assert view.parts is not None  # see needs
-        # Here and not of the batch, where a GPU would have to be waited for.
+        # Checked here and not for the batch, where it would have to wait for the GPU.
         if (largest := int(view.parts.max())) > len(self.parts.part_names):
             raise ValueError(
                 f"{self.people.entry(index).name}: label {largest} in its part map; the network knows 0 to "
@@ -62,11 +65,8 @@ class PartsStage(Stage):
         losses = part_losses(output, self.identity_head(output), batch["labels"], batch["identity"], self.loss_config)
         classes, stride = output.logits.argmax(dim=1), self.parts.input_size[0] // output.logits.shape[2]
         middles = batch["labels"][:, stride // 2 :: stride, stride // 2 :: stride]
-        return {
-            "loss": losses["total"],
-            "accuracy": (classes == middles).float().mean(),
-            **_without(losses, "total"),
-        }
+        loss = losses.pop("total")
+        return {"loss": loss, "accuracy": (classes == middles).float().mean(), **losses}
 
     def preview(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
         """Columns: picture, true parts, predicted parts (as colours)."""
@@ -79,11 +79,7 @@ class PartsStage(Stage):
 
 
 def _coloured(maps: torch.Tensor) -> torch.Tensor:
-    """(B, K, H, W) weights to (B, 3, H, W) pictures, one hue a part."""
+    """Colour part maps (B, K, H, W) to pictures (B, 3, H, W), one hue per part."""
     angles = torch.arange(maps.shape[1]) * (2 * torch.pi / maps.shape[1])
     hues = torch.stack([0.5 + 0.5 * torch.cos(angles + shift) for shift in (0.0, 2.09, 4.19)]).to(maps)
     return torch.einsum("bkhw,ck->bchw", maps, hues)
-
-
-def _without(values: dict, name: str) -> dict:
-    return {key: value for key, value in values.items() if key != name}

@@ -1,4 +1,4 @@
-"""The person detector and the keypoint network, trained side by side on the same pictures."""
+"""The stage of person detector and keypoint network, which are trained together on the same pictures."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from diffbody_ref.ops.keypoints import COUNT, FACE, LEFT_HAND, RIGHT_HAND
 from diffbody_ref.ops.pose import crop_affine, letterbox
 from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.pose_losses import detector_loss, simcc_loss
-from diffbody_ref.training.stages.base import Stage, channels_first, grid
+from diffbody_ref.training.stages.base import TrainingStage, channels_first, grid
 from diffbody_ref.training.views import View, jittered, random_view
 
-BOX_JITTER = 0.1  # of the box's sides
-# Of 133 points the face has 68, which are the easiest to find, the hands 42, body and feet 23.
+BOX_JITTER = 0.1  # as a fraction of the box's sides
+# Of the 133 points, 68 are of the face (the easiest to find), 42 of the hands, and 23 of body and feet.
 BODY_WEIGHT, FACE_WEIGHT, HAND_WEIGHT = 4.0, 0.5, 2.0
-MAX_BESIDE = 2  # people in a detector's training picture
+MAX_PEOPLE = 2  # people in a training picture of the detector
 
 
-class PoseStage(Stage):
-    """Trains `pose_detector` on canvases of one or two pictures and `pose` on jittered crops, or `pose` alone."""
+class PoseStage(TrainingStage):
+    """Trains `pose_detector` on canvases of one or two pictures and `pose` on jittered crops, or only `pose`."""
 
     trained: tuple[str, ...] = ("pose_detector", "pose")
     needs = ("keypoints", "box")
@@ -43,7 +43,7 @@ class PoseStage(Stage):
         assert keypoints is not None  # see needs
         config = self.pose.settings
         crop, inverse = crop_affine(view.picture, jittered(view.box, BOX_JITTER, rng), config.height, config.width)
-        # Hidden joints are learnt as well: a restored limb needs its place even where the picture hides it.
+        # Hidden joints are learnt as well: a restored limb needs a position even if the picture hides it.
         weights = np.full(COUNT, BODY_WEIGHT, np.float32)
         weights[FACE], weights[LEFT_HAND], weights[RIGHT_HAND] = FACE_WEIGHT, HAND_WEIGHT, HAND_WEIGHT
         weights[keypoints[:, 2] == 0] = 0.0
@@ -57,9 +57,13 @@ class PoseStage(Stage):
         return item
 
     def _canvas(self, view: View, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """A detector input (3, S, S) of this picture, alone or beside another; boxes (MAX_BESIDE, 4), NaN for none."""
+        """A training sample of the detector: this picture, alone or beside another one, on a canvas.
+
+        Returns:
+            The detector's input (3, S, S), and the boxes (MAX_PEOPLE, 4) of the people, NaN for nobody.
+        """
         size, picture = self.pose_detector.settings.size, view.picture
-        boxes = np.full((MAX_BESIDE, 4), np.nan, np.float32)
+        boxes = np.full((MAX_PEOPLE, 4), np.nan, np.float32)
         boxes[0] = view.box
         if rng.random() < 0.5:
             other = random_view(self.people[int(rng.integers(len(self.people)))], rng, self.config)
@@ -84,7 +88,7 @@ class PoseStage(Stage):
         return {"loss": detection + keypoints, "detection": detection, "keypoints": keypoints}
 
     def preview(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
-        """Columns: picture; pose drawn at the boxes that were found."""
+        """Columns: picture; pose in the detected boxes."""
         self.eval()
         pictures, drawings = [], []
         for index in range(min(12, len(self.people))):

@@ -1,24 +1,31 @@
-"""SwinIR, equation 2: ‖x − SwinIR(y)‖², if asked relative to ‖x − y‖²."""
+"""The stage of SwinIR, equation 2: ‖x − SwinIR(y)‖², optionally relative to ‖x − y‖²."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from diffbody_ref.training.stages.base import Stage, channels_first, degraded_pair, grid, mirrored, random_crop
+from diffbody_ref.training.stages.base import (
+    TrainingStage,
+    channels_first,
+    degraded_pair,
+    grid,
+    mirrored,
+    random_crop,
+)
 
-LEAST_ERROR = 1e-4  # 40 dB: a picture that is hardly degraded must not outweigh all others
+MIN_ERROR = 1e-4  # 40 dB: a picture that is hardly degraded must not outweigh all others
 
 
-class RestorationStage(Stage):
-    """Trains `swinir` on pairs degraded on the fly."""
+class RestorationStage(TrainingStage):
+    """Trains `swinir` on pictures that are degraded on the fly."""
 
     trained = ("swinir",)
 
     def item(self, index: int, serial: int) -> dict[str, np.ndarray]:
         rng = self.random(serial)
         high, low = degraded_pair(mirrored(self.people[index].picture, rng), rng, self.config)
-        weight = 1.0 / max(float(np.square(high - low).mean()), LEAST_ERROR) if self.config.relative_loss else 1.0
+        weight = 1.0 / max(float(np.square(high - low).mean()), MIN_ERROR) if self.config.relative_loss else 1.0
         high, low = random_crop([high, low], self.config.crop, rng)
         return {"high": channels_first(high), "low": channels_first(low), "weight": np.asarray(weight, np.float32)}
 

@@ -1,4 +1,4 @@
-"""Results kept picture by picture and method by method, so that a run which was cut goes on where it stopped."""
+"""The results of an evaluation, one row per picture and method, kept on disk so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffbody_ref.ops.files import write_whole
+
 
 @dataclass(frozen=True)
 class Row:
-    """One picture restored by one method.
+    """The result of one method on one picture.
 
     Attributes:
-        index, image: number and name of the picture in the data.
-        identity: who it shows; None where nobody said.
-        seed: of the noise.
+        index: number of the picture in the data.
+        method: name of the method.
+        image: name of the picture in the data.
+        identity: number of the person shown; None if it is not known.
+        seed: seed of the noise.
         low_size: (h, w) of the degraded picture.
-        seconds: what the restoration took, its share of a batch.
-        values: by name, what was measured.
-        notices: the method's, such as that nobody was found.
+        seconds: time of the restoration; for a batch, its time divided by its size.
+        values: measured values by name.
+        notices: remarks of the method, for example that no person was found.
     """
 
     index: int
@@ -34,14 +38,20 @@ class Row:
     notices: list[str] = field(default_factory=list)
 
 
-class Journal:
-    """The file `rows.jsonl`: settings in the first line, then a row a line; of rows for the same, the last counts.
+class EvaluationRows:
+    """The file `rows.jsonl`: the settings in the first line, then one row per line.
+
+    If several rows are of the same picture and method, the last one counts.
+
+    Attributes:
+        path: the file; its folder is created if needed.
+        rows: the rows by (index, method).
 
     Args:
-        settings: what all results depend on; compared as JSON.
+        settings: everything that the results depend on; compared as JSON.
 
     Raises:
-        ValueError: the file is of other settings, or not such a file.
+        ValueError: the file was written with other settings, or it is not a file of rows.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
@@ -49,7 +59,7 @@ class Journal:
         self.rows: dict[tuple[int, str], Row] = {}
         settings = json.loads(json.dumps(settings))
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]  # a run that was cut may leave half a line
+        whole = text[: text.rfind("\n") + 1]  # an interrupted run may leave half a line
         if not whole:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps({"settings": settings}) + "\n")
@@ -67,14 +77,7 @@ class Journal:
         self.rows = {(row.index, row.method): row for row in rows}
 
     def add(self, row: Row) -> None:
-        """Keep a row, on disk at once."""
+        """Append a row to the file and to `rows`."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(row), allow_nan=False) + "\n")
         self.rows[row.index, row.method] = row
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A reader, or a run that is cut, never meets half a file."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
