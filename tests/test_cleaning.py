@@ -9,8 +9,9 @@ import signal
 import struct
 import subprocess
 import sys
-import time
+import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from diffbody_ref.ops.files import write_whole
 from diffbody_ref.ops.images import decode_levels
 from diffbody_ref.ops.keypoints import BODY
 from tests.test_datasets import png, save
+from tests.waiting import HANG, wait_until
 
 SAMPLES = Path(__file__).parent.parent / "samples" / "clean"
 CONFIG = CleanConfig()
@@ -376,18 +378,21 @@ def test_write_whole_leaves_nothing_else(tmp_path: Path) -> None:
 
 
 def test_map_in_order_is_lazy_and_ordered() -> None:
+    """Of each two items the second is done first."""
     taken = []
+    done = [threading.Event() for _ in range(100)]
 
-    def items() -> object:
+    def items() -> Iterator[int]:
         for i in range(100):
             taken.append(i)
             yield i
 
     def work(i: int) -> int:
-        time.sleep(0.002 * (i % 3))
+        assert i % 2 or done[i + 1].wait(HANG)
+        done[i].set()
         return i
 
-    results = map_in_order(work, items(), workers=2)  # type: ignore[arg-type]
+    results = map_in_order(work, items(), workers=2)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     assert len(taken) <= 3 + 2 * 2 + 1
     assert list(results) == list(range(3, 100))
@@ -410,11 +415,7 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "diffbody", "clean", str(source), str(out)]
     log = out / "cleaning" / "log.jsonl"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not log.is_file() or log.read_bytes().count(b"\n") < 3:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: log.is_file() and log.read_bytes().count(b"\n") >= 3, while_true=lambda: process.poll() is None)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     done = log.read_bytes().count(b"\n")

@@ -15,6 +15,7 @@ from diffbody import cli
 from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.ops.images import read_image
 from runtime.bundle import Bundle
+from tests.waiting import HANG
 
 SLOW = ("torch", "diffusers", "transformers", "scipy", "numpy", "PIL")
 
@@ -196,7 +197,7 @@ assert run("restore", {str(photo.with_name("none.png"))!r}, "--model", {model!r}
 assert run("restore", {str(Path(__file__))!r}, "--model", {model!r}, "-o", {str(photo.with_name("x.png"))!r}) == 2
 assert not loaded({SLOW[:4]!r}), loaded({SLOW[:4]!r})
 """
-    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=HANG)
     assert finished.returncode == 0, finished.stderr
 
 
@@ -214,7 +215,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_module_is_a_command(photo: Path) -> None:
     command = [sys.executable, "-m", "diffbody", "restore", str(photo), "--steps", "0"]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=HANG)
     assert finished.returncode == 2
     assert finished.stderr == "diffbody: error: --steps must be in 1..1000, got 0\n"
 

@@ -23,6 +23,7 @@ from diffbody_ref.ops.images import ImageError
 from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.stages import build_stage
 from tests.people import write_people
+from tests.waiting import HANG
 
 
 def levels(seed: int, height: int = 40, width: int = 24) -> np.ndarray:
@@ -384,7 +385,7 @@ def test_forked_workers_read_what_the_parent_has_open(writer: Callable[[Path], P
     expected = [people[i].picture for i in range(len(people))]
     people._kept.clear()
     pictures = _Pictures(people)
-    loaded = DataLoader(pictures, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    loaded = DataLoader(pictures, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=HANG)
     for ours, theirs in zip(expected, loaded, strict=True):
         np.testing.assert_array_equal(ours, theirs.numpy())
 

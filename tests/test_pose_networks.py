@@ -228,7 +228,7 @@ def test_detector_learns() -> None:
     images = torch.stack([torch.from_numpy(pose.letterbox(picture, 64)[0]) for picture, _ in examples])
     boxes = [torch.from_numpy(boxes).float() / 2 for _, boxes in examples]
     targets = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=torch.nan)
-    overfit(detector, lambda: detector_loss(detector.logits(images), targets, 64)["loss"], 60, 8e-3)
+    overfit(detector, lambda: detector_loss(detector.logits(images), targets, 64)["loss"], 100, 8e-3)
     found = [detect_people(detector, picture) for picture, _ in examples]
     overlaps = [
         max((overlap(box, other) for other in people), default=0.0)
@@ -236,6 +236,8 @@ def test_detector_learns() -> None:
         for box in boxes
     ]
     # Off by one cell (16 picture pixels of about 40 × 85) on both axes would be 0.3; an untrained one finds nobody.
+    # Training multiplies rounding until it acts as another seed does, so processors differ as seeds do: over those
+    # and numbers of threads the mean is 0.94 to 0.98, and 0 to 2 pictures are wrong.
     assert np.mean(overlaps) > 0.7
     assert sum(len(people) != len(boxes) for people, (_, boxes) in zip(found, examples, strict=True)) <= 4
 

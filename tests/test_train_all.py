@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,32 +78,34 @@ def test_a_stages_error_reaches_the_user_as_one_line(tmp_path: Path, capsys: pyt
 def test_rendering_ends_with_its_share_and_goes_on_after_a_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The renderer itself is tested elsewhere; here it writes labels at a person a tenth of a second."""
+    """The renderer itself is tested elsewhere; here it writes labels, at a person a second of a clock of its own."""
     from diffbody_ref.training import everything
 
-    calls = []
+    calls: list[int] = []
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(everything, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
     def slowly(out: Path, identities: int, progress: object = None, **others: object) -> None:
         calls.append(identities)
         (out / "labels").mkdir(parents=True, exist_ok=True)
         missing = [n for n in range(identities) if not (out / "labels" / f"{n:06d}.json").is_file()]
         for n in missing:
-            time.sleep(0.1)
+            clock.now += 1.0
             (out / "labels" / f"{n:06d}.json").write_text("{}")
             progress(n + 1, identities)  # type: ignore[operator]
         (out / "metadata.jsonl").write_text("{}\n" * identities)
 
     monkeypatch.setattr(everything, "synthesize", slowly)
     config = RenderConfig(str(tmp_path / "set"), identities=1000)
-    assert not render(config, share=1.0, deadline=time.monotonic() + 0.35, show=lambda *_: None)
-    first = rendered_in_a_row(config)
-    assert 1 <= first < 10
+    assert not render(config, share=10.0, deadline=clock.now + 3.5, show=lambda *_: None)
+    assert rendered_in_a_row(config) == 4  # the deadline is looked at after each person
     assert not (tmp_path / "set" / "metadata.jsonl").exists()
-    assert render(config, share=1.0, deadline=time.monotonic() + 100, show=lambda *_: None)
-    count = len((tmp_path / "set" / "metadata.jsonl").read_text().splitlines())
-    assert first < count == rendered_in_a_row(config) <= 12  # a second, of which the first call used a part
-    assert calls == [1000, 1000, count]
-    assert render(config, share=1.0, deadline=0.0, show=lambda *_: None)  # it is there
+    clock.now += 50.0  # between the calls
+    assert render(config, share=10.0, deadline=clock.now + 1000, show=lambda *_: None)
+    assert len((tmp_path / "set" / "metadata.jsonl").read_text().splitlines()) == 10
+    assert rendered_in_a_row(config) == 10  # ten seconds, of which the first call used four
+    assert calls == [1000, 1000, 10]
+    assert render(config, share=10.0, deadline=0.0, show=lambda *_: None)  # it is there
     assert len(calls) == 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from diffbody_ref.components import build_component, load_component
 from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.release import release
 from diffbody_ref.structure import batch_structure_maps, structure_maps
+from diffbody_ref.training import loop
 from diffbody_ref.training.batches import OrderedBatches, item_loader
 from diffbody_ref.training.checkpoints import trained_state
 from diffbody_ref.training.config import TrainConfig
@@ -33,6 +35,7 @@ from diffbody_ref.training.loop import is_finished, learning_rate_at, train
 from diffbody_ref.training.stages import TrainingStage, build_stage
 from tests.people import write_people
 from tests.test_training import config_for, weights
+from tests.waiting import HANG, wait_until
 
 ALONE = SimpleNamespace(
     device=torch.device("cpu"),
@@ -92,7 +95,7 @@ def test_two_processes_train_as_one(people: Path, tmp_path: Path) -> None:
     train(alone)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = ["-m", "diffbody", "train", "diffusion", "--config", str(toml(shared, tmp_path / "shared.toml"))]
-    done = subprocess.run([*launcher, *command], env=environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*launcher, *command], env=environment(), capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained") == 1  # one process speaks
     one, two = losses(Path(alone.output)), losses(Path(shared.output))
@@ -111,15 +114,13 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(people: Path
     command = [sys.executable, "-m", "diffbody", "train", "vae", "--config", str(path)]
     checkpoints = Path(killed.output) / "checkpoints"
     with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
-        limit = time.monotonic() + 120
-        while not list(checkpoints.glob("step-*[4-9].pt")) and time.monotonic() < limit and run.poll() is None:
-            time.sleep(0.01)
+        wait_until(lambda: list(checkpoints.glob("step-*[4-9].pt")), while_true=lambda: run.poll() is None)
         run.send_signal(signal.SIGKILL)
     assert run.returncode == -signal.SIGKILL
     assert not is_finished(killed)
     with (Path(killed.output) / "log.jsonl").open("a") as log:
         log.write('{"step": 5')  # a line that the kill cut
-    subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=300)
+    subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=HANG)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the processes: sums over threads are of another order
     train(whole)
@@ -282,15 +283,21 @@ def test_tensorboard_holds_the_log(people: Path, tmp_path: Path) -> None:
     assert {image.step for image in events.Images("samples")} == {2, 4}
 
 
-def test_a_run_ends_with_its_minutes_and_its_rate(people: Path, tmp_path: Path) -> None:
+def test_a_run_ends_with_its_minutes_and_its_rate(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which a second goes by from one look at it to the next; the loop looks after each step."""
+    seconds = itertools.count()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
     config = config_for("vae", people, tmp_path, steps=100_000, minutes=0.1, final_rate=0.1)
     train(config)
     rows = [json.loads(line) for line in (tmp_path / "vae" / "log.jsonl").read_text().splitlines()]
     assert is_finished(config)
-    assert 2 < len(rows) < 100_000
-    rates = [row["learning_rate"] for row in rows]
-    assert rates == sorted(rates, reverse=True)
-    assert rates[-1] < 0.3 * rates[0]  # by steps alone it would not have moved
+    assert len(rows) == 5  # of six seconds the first goes by before there is a step
+    # The warm-up's step, and the cosine at the share of the minutes that was over when each other step began.
+    expected = [1e-3 * learning_rate_at(i, config, spent=(i + 1) / 6) for i in range(5)]
+    assert [row["learning_rate"] for row in rows] == pytest.approx(expected)
+    assert expected[-1] < 0.3 * expected[0]  # by steps alone it would not have moved
     assert weights(tmp_path / "pipeline", "vae")
     assert not is_finished(dataclasses.replace(config, minutes=1000.0))
     assert learning_rate_at(5, config, spent=1.0) == pytest.approx(0.1)
