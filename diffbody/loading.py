@@ -7,8 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffbody_ref.loading import DEVICES
+from diffbody_ref.ops.schedule import SAMPLERS
+from diffbody_ref.weights import NANO_FOLDER
+from runtime.bundle import PRECISIONS
+
 if TYPE_CHECKING:
     from runtime.restore import Restorer
+
+__all__ = [
+    "DEVICES",
+    "ENGINES",
+    "GUIDANCE_ENGINES",
+    "NANO_FOLDER",
+    "PRECISIONS",
+    "SAMPLERS",
+    "EngineConfig",
+    "open_restorer",
+]
+
+ENGINES = ("onnxruntime", "tensorrt", "torch")
+GUIDANCE_ENGINES = ("engine", "torch")
 
 
 @dataclass(frozen=True)

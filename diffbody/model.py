@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from diffbody.loading import EngineConfig, open_restorer
+from diffbody.loading import NANO_FOLDER, EngineConfig, open_restorer
 from diffbody_ref.ops.images import ImageInput, as_picture, read_image, resize, write_image
 from diffbody_ref.ops.results import Intermediates
-from diffbody_ref.weights import NANO_FOLDER
 from runtime.bundle import MANIFEST
 
 if TYPE_CHECKING:
