@@ -34,7 +34,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	$(BIN)/diffbody bench
+	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.settings
 
 clean:

@@ -1,4 +1,4 @@
-"""How long one restoration takes on each engine, and where the time goes: `diffbody bench`."""
+"""How long one restoration takes on each engine, and where the time goes: python -m benchmarks.engines"""
 
 from __future__ import annotations
 
@@ -8,17 +8,49 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
-from benchmarks.timing import machine, measure, plot_bars, print_table, write_json
-from diffbody_ref.loading import load_pipeline
+from benchmarks.timing import RESULTS, SAMPLES, machine, measure, plot_bars, print_table, write_json
+from diffbody.cli.console import progress_bar, user_errors
+from diffbody_ref.loading import load_pipeline, model_folder
 from diffbody_ref.ops.images import read_image, resize
-from runtime.bundle import Bundle
+from diffbody_ref.ops.options import RestoreOptions
+from runtime.bundle import MANIFEST, Bundle
+from runtime.engines import EngineConfig
 from runtime.restore import Restorer
 
 WAYS = ("PyTorch, eager", "PyTorch, compiled", "ONNX Runtime, PyTorch guidance", "ONNX Runtime")
+
+
+def main(
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bundle of the model, which is exported first if it is not there.",
+            show_default="the model's folder if it is a bundle, else out/bundle",
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Model: nano, or a folder with a model_index.json.")] = "nano",
+    sample: Annotated[Path, typer.Option(help="Picture to restore.")] = SAMPLES / "astronaut.jpg",
+    steps: Annotated[int, typer.Option(help="Number of denoising steps.")] = RestoreOptions.num_inference_steps,
+    rounds: Annotated[int, typer.Option(help="Number of rounds after the warm-up.", min=1)] = 5,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for engines-cpu.json, engines-cpu.png and stages-cpu.png.")
+    ] = RESULTS,
+) -> None:
+    """Time a restoration on PyTorch and ONNX Runtime, side by side, and in its stages."""
+    folder = model_folder(model)
+    if bundle is None:
+        bundle = folder if (folder / MANIFEST).is_file() else Path("out/bundle")
+    with progress_bar("restorations") as show:
+        if not bundle.exists():
+            from export.bundle import export_bundle
+
+            export_bundle(folder, bundle, ("float32",), show)
+        report(run(folder, bundle, sample, steps, rounds, out, show))
 
 
 def run(
@@ -33,7 +65,7 @@ def run(
 
     opened = Bundle.open(bundle)
     settings = opened.manifest.settings
-    size = (settings["base_height"], settings["base_width"])
+    size = (settings.base_height, settings.base_width)
     picture = np.clip(resize(read_image(sample).pixels, *size), 0, 1)
     options = {"num_inference_steps": steps, "seed": 0}
     ways = {name: way(name, model, bundle, picture, options) for name in WAYS}
@@ -47,7 +79,7 @@ def run(
         "machine": machine("cpu"),
         "psnr_to_the_first": {name: round(agreement(pixels, results[WAYS[0]]), 1) for name, pixels in results.items()},
         "peak_memory_mb": {name: peak_memory(name, model, bundle, sample, steps) for name in WAYS},
-        "stages": stage_seconds(opened.restorer(), picture, options),
+        "stages": stage_seconds(opened, picture, options),
     }
     stem = out / "engines-cpu"
     write_json(stem.with_suffix(".json"), about, timings)
@@ -60,7 +92,7 @@ def run(
 def way(name: str, model: Path, bundle: Path, picture: np.ndarray, options: dict[str, Any]) -> Callable[[], np.ndarray]:
     """A function that restores the picture in the way of that name."""
     if name.startswith("ONNX"):
-        restorer = Bundle.open(bundle).restorer(guidance="torch" if "guidance" in name else "engine")
+        restorer = Restorer.open(bundle, EngineConfig(guidance="torch" if "guidance" in name else "engine"))
         return lambda: restorer.restore(picture, **options).pixels
     pipeline = load_pipeline(model, "cpu")
     pipeline.set_progress_bar_config(disable=True)
@@ -73,18 +105,14 @@ def way(name: str, model: Path, bundle: Path, picture: np.ndarray, options: dict
     return lambda: pipeline(picture, output_type="np", **options).images[0]
 
 
-def stage_seconds(restorer: Restorer, picture: np.ndarray, options: dict[str, Any]) -> list[dict[str, Any]]:
+def stage_seconds(bundle: Bundle, picture: np.ndarray, options: dict[str, Any]) -> list[dict[str, Any]]:
     """Every call of a stage in one restoration after a warm-up: stage, start and seconds from the beginning."""
     calls: list[dict[str, Any]] = []
-    infer = restorer.infer
 
-    def timed(stage: str, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        start = time.perf_counter()
-        result = infer(stage, feed)
-        calls.append({"stage": stage, "start": start, "seconds": time.perf_counter() - start})
-        return result
+    def note(stage: str, feed: dict[str, np.ndarray], outputs: dict[str, np.ndarray], seconds: float) -> None:
+        calls.append({"stage": stage, "start": time.perf_counter() - seconds, "seconds": seconds})
 
-    restorer.infer = timed
+    restorer = Restorer.open(bundle, observers=[note])
     restorer.restore(picture, **options)
     calls.clear()
     begin = time.perf_counter()
@@ -137,3 +165,8 @@ def report(paths: list[Path]) -> None:
         print(f"{name}: {psnr} dB to the first, peak memory {values['peak_memory_mb'][name]:.0f} MB")
     for path in paths:
         print(path)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        typer.run(main)

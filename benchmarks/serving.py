@@ -1,4 +1,4 @@
-"""What the server costs and gives: `diffbody bench serve`.
+"""What the server costs and gives: python -m benchmarks.serving
 
 Three questions, each answered side by side in one run: how long a picture takes through the server against in-process;
 how many pictures a second, and how long they take, at several numbers of clients; and what it is worth that requests
@@ -20,13 +20,16 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
-from benchmarks.timing import machine, measure, print_table, write_json
+from benchmarks.timing import RESULTS, SAMPLES, machine, measure, print_table, write_json
+from diffbody.cli.console import progress_bar, user_errors
+from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.ops.images import encode_image, read_image
-from runtime.bundle import Bundle
+from runtime.restore import Restorer
 from runtime.triton.client import AsyncClient, Client, ClientConfig
 from runtime.triton.config import RepositoryConfig, ServerConfig
 from runtime.triton.repository import render
@@ -43,8 +46,15 @@ class Load:
     """What came of one load: pictures a second, seconds a picture, and how the sampler batched them.
 
     Attributes:
-        mode: of `MODES`. clients: how many ask at the same time, each again when it is answered.
-        executions, steps: of the sampler, and the steps that its executions did.
+        mode: a name in `MODES`.
+        clients: how many ask at the same time, each again when it is answered.
+        pictures: how many were restored.
+        seconds: for all of them.
+        throughput: pictures a second.
+        p50: median of the seconds that a picture took.
+        p95: the 95th percentile.
+        executions: how often the sampler ran.
+        steps: how many denoising steps that were.
     """
 
     mode: str
@@ -58,13 +68,33 @@ class Load:
     steps: int
 
 
+def main(
+    bundle: Annotated[
+        Path, typer.Option(help="Bundle to serve, a folder that diffbody export made.", show_default="nano")
+    ] = NANO_FOLDER,
+    sample: Annotated[Path, typer.Option(help="Picture to restore.")] = SAMPLES / "synthetic_1.jpg",
+    rounds: Annotated[
+        int, typer.Option(help="Number of rounds of in-process against server, after the warm-up.", min=1)
+    ] = 5,
+    pictures: Annotated[int, typer.Option(help="Number of pictures of each load.", min=8)] = 24,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for serving-cpu.json and serving-cpu.png.")
+    ] = RESULTS,
+) -> None:
+    """Time the server against in-process, and at 1 to 8 clients with and without batching in flight."""
+    with progress_bar("restorations") as show:
+        for path in run(bundle, sample, rounds, pictures, out, show):
+            print(path)
+
+
 def run(
     bundle: Path, sample: Path, rounds: int, pictures: int, out: Path, progress: Callable[[int, int], None]
 ) -> list[Path]:
     """Measure, print the tables, write serving-cpu.json and serving-cpu.png to `out`.
 
     Args:
-        rounds: of in-process against server. pictures: of each load.
+        rounds: of in-process against server.
+        pictures: of each load.
 
     Returns:
         The files written.
@@ -109,7 +139,7 @@ def _any_ports(repository: Path) -> ServerConfig:
 
 def _overhead(bundle: Path, sample: Path, rounds: int, server: Server, progress: Callable[[int], None]) -> list[Any]:
     """In-process, through gRPC, and through HTTP; each reads and encodes the file."""
-    restorer = Bundle.open(bundle).restorer()
+    restorer = Restorer.open(bundle)
     call: dict[str, Any] = {"num_inference_steps": 20, "strength": 1.0, "seed": 0}
     with (
         Client(ClientConfig((server.grpc_url,))) as grpc,
@@ -219,3 +249,8 @@ def plot(loads: list[Load], title: str, path: Path) -> None:
     left.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        typer.run(main)

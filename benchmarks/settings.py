@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.timing import RESULTS, machine, measure, plot_bars, print_table, write_json
+from benchmarks.timing import RESULTS, SAMPLES, machine, measure, plot_bars, print_table, write_json
 from diffbody.cli.console import progress_bar, user_errors
 from diffbody_ref.loading import load_pipeline, model_folder
 
@@ -24,13 +24,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def main(
-    model: Annotated[str, typer.Option(help="`nano`, or a model's folder.")] = "nano",
-    sample: Annotated[Path, typer.Option(help="Picture to restore.")] = Path("samples/degraded/astronaut.jpg"),
-    height: Annotated[int | None, typer.Option(help="Pixels. Default: the model's base size.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels. Default: the model's base size.")] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds after the warm-up.", min=1)] = 5,
-    device: Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`.")] = "auto",
-    out: Annotated[Path, typer.Option(help="Folder for settings-DEVICE.json and .png.")] = RESULTS,
+    model: Annotated[str, typer.Option(help="Model: nano, or a folder with a model_index.json.")] = "nano",
+    sample: Annotated[Path, typer.Option(help="Picture to restore.")] = SAMPLES / "astronaut.jpg",
+    height: Annotated[int | None, typer.Option(help="Height in pixels.", show_default="the model's")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels.", show_default="the model's")] = None,
+    rounds: Annotated[int, typer.Option(help="Number of rounds after the warm-up.", min=1)] = 5,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for settings-DEVICE.json and settings-DEVICE.png.")] = RESULTS,
 ) -> None:
     """Time the PyTorch reference at several settings, side by side."""
     import torch

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+SAMPLES = Path(__file__).parents[1] / "samples" / "degraded"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Picture files through any way to restore: which files, where to, what is done already, and what failed.
 
-A restored `NAME.jpg` is called `NAME.restored.png`. Companions, such as a before/after picture, are named after it:
+A restored `NAME.jpg` is called `NAME.restored.png`. Side pictures, such as one of before and after, are named after it:
 `NAME.restored_before_after.png`. Names of this form are our own outputs and never taken as inputs from a folder.
 """
 
@@ -34,17 +34,23 @@ class Job:
     source: Path
     target: Path
 
-    def companion(self, name: str) -> Path:
+    def side_picture(self, name: str) -> Path:
         """`photo.restored.png` → `photo.restored_NAME.png`."""
         return self.target.with_name(f"{self.target.stem}_{name}.png")
 
 
 @dataclass(frozen=True)
-class Restored:
-    """A restored picture, its companions by name (float (H, W, 3) in [0, 1]), and notices for the person who asked."""
+class Output:
+    """What is written for one picture, and said of it.
+
+    Attributes:
+        picture: the restored picture.
+        side_pictures: by name, float (H, W, 3) in [0, 1].
+        notices: what the person who asked should know, a line each.
+    """
 
     picture: Picture
-    companions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    side_pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
     notices: Sequence[str] = ()
 
 
@@ -58,7 +64,14 @@ class Failure:
 
 @dataclass
 class Summary:
-    """What became of the jobs, each in the order of the inputs; `notices` by source."""
+    """What became of the jobs, each list in the order of the inputs.
+
+    Attributes:
+        written: jobs whose target was written.
+        skipped: jobs whose target existed.
+        failed: pictures that could not be restored.
+        notices: by source.
+    """
 
     written: list[Job] = field(default_factory=list)
     skipped: list[Job] = field(default_factory=list)
@@ -66,7 +79,7 @@ class Summary:
     notices: dict[Path, Sequence[str]] = field(default_factory=dict)
 
 
-Restore = Callable[[Picture, Job], Restored]
+RestoreFile = Callable[[Picture, Job], Output]
 
 
 def collect(inputs: Sequence[Path]) -> list[Path]:
@@ -164,10 +177,10 @@ def check_writable(folder: Path) -> None:
 
 def run(
     jobs: Sequence[Job],
-    load: Callable[[], Restore],
+    load: Callable[[], RestoreFile],
     *,
     overwrite: bool = False,
-    companions: Sequence[str] = (),
+    side_pictures: Sequence[str] = (),
     progress: Callable[[int, Job], None] | None = None,
     workers: int = 1,
 ) -> Summary:
@@ -177,18 +190,18 @@ def run(
         load: gives the function that restores; called once, when the first picture is decoded. So nothing slow is
             loaded where every picture is done already or broken. Its own errors end the run.
         overwrite: do pictures again whose target exists; else those are skipped.
-        companions: names of the companions to write, of those that the function gives.
+        side_pictures: names of the side pictures to write, of those that the function gives.
         progress: called with (index, job) before each job; with several workers, when what is before it is done.
         workers: pictures at a time; the function that restores is then called from as many threads.
 
     Returns:
-        What became of each job. Files are written whole or not at all, a target after its companions.
+        What became of each job. Files are written whole or not at all, a target after its side pictures.
     """
     restore = _OnceLoaded(load)
-    do = lambda job: _do(job, restore, companions, overwrite)  # noqa: E731
+    restore_job = lambda job: _restore_job(job, restore, side_pictures, overwrite)  # noqa: E731
     summary = Summary()
     with ThreadPoolExecutor(workers) as pool:
-        outcomes = map(do, jobs) if workers == 1 else pool.map(do, jobs)
+        outcomes = map(restore_job, jobs) if workers == 1 else pool.map(restore_job, jobs)
         try:
             for index, job in enumerate(jobs):
                 if progress is not None:
@@ -211,33 +224,35 @@ def run(
 class _OnceLoaded:
     """A function that is loaded by whoever calls it first."""
 
-    def __init__(self, load: Callable[[], Restore]) -> None:
+    def __init__(self, load: Callable[[], RestoreFile]) -> None:
         self._load, self._lock = load, threading.Lock()
-        self._restore: Restore | None = None
+        self._restore: RestoreFile | None = None
 
-    def get(self) -> Restore:
+    def get(self) -> RestoreFile:
         with self._lock:
             self._restore = self._restore or self._load()
         return self._restore
 
 
-def _do(job: Job, restore: _OnceLoaded, companions: Sequence[str], overwrite: bool) -> Restored | Failure | None:
+def _restore_job(
+    job: Job, restore: _OnceLoaded, side_pictures: Sequence[str], overwrite: bool
+) -> Output | Failure | None:
     """What became of one job; None is skipped."""
     if job.target.exists() and not overwrite:
         return None
     try:
         picture = read_image(job.source)
         if not overwrite:
-            check_absent([job.companion(name) for name in companions])
+            check_absent([job.side_picture(name) for name in side_pictures])
     except ImageError as error:
         return Failure(job.source, str(error))
-    restore_one = restore.get()
+    restore_file = restore.get()
     try:
-        restored = restore_one(picture, job)
-        _write(job, restored, companions, overwrite)
+        output = restore_file(picture, job)
+        _write(job, output, side_pictures, overwrite)
     except PICTURE_ERRORS as error:
         return Failure(job.source, _reason(job, error))
-    return restored
+    return output
 
 
 def check_absent(paths: Sequence[Path]) -> None:
@@ -250,14 +265,14 @@ def check_absent(paths: Sequence[Path]) -> None:
             raise ImageExistsError(f"{path}: exists already; give --overwrite to replace it, or choose another output")
 
 
-def _write(job: Job, restored: Restored, companions: Sequence[str], overwrite: bool) -> None:
+def _write(job: Job, output: Output, side_pictures: Sequence[str], overwrite: bool) -> None:
     job.target.parent.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     try:
-        for name in (name for name in companions if name in restored.companions):
-            write_image(job.companion(name), restored.companions[name], overwrite=overwrite)
-            written.append(job.companion(name))
-        write_image(job.target, restored.picture.pixels, restored.picture.alpha, overwrite=overwrite)
+        for name in (name for name in side_pictures if name in output.side_pictures):
+            write_image(job.side_picture(name), output.side_pictures[name], overwrite=overwrite)
+            written.append(job.side_picture(name))
+        write_image(job.target, output.picture.pixels, output.picture.alpha, overwrite=overwrite)
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)

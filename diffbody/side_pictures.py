@@ -20,7 +20,7 @@ INK, LINE = (40, 40, 40), (200, 60, 30)
 
 
 def draw(names: Sequence[str], before: np.ndarray, after: np.ndarray, found: Any) -> dict[str, np.ndarray]:
-    """The companions of one restored picture, float32 (H, W, 3) in [0, 1] by name.
+    """The side pictures of one restored picture, float32 (H, W, 3) in [0, 1] by name.
 
     Args:
         names: which of "before_after" and `INTERMEDIATES`; "loss" is left out where there was no guided step.

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from benchmarks.engines import plot_stages
 from benchmarks.timing import measure, plot_bars
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_ratios_are_of_the_same_round_and_the_warm_up_does_not_count() -> None:
@@ -27,6 +32,14 @@ def test_ratios_are_of_the_same_round_and_the_warm_up_does_not_count() -> None:
     assert [timing.seconds[0] for timing in timings] == [2.0 * (k + 1) for k in range(3)]
     assert [timing.ratio for timing in timings] == [k + 1.0 for k in range(3)]
     assert timings[1].median == 8.0
+
+
+@pytest.mark.parametrize("name", ["engines", "serving", "settings"])
+def test_a_benchmark_is_a_command(name: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    assert "--rounds" in finished.stdout
 
 
 def test_the_plots_are_pictures(tmp_path: Path) -> None:

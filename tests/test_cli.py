@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import struct
 import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
+import diffbody
 from diffbody import cli
-from diffbody_ref.ops.builtin import NANO_FOLDER
+from diffbody.cli.app import app
 from diffbody_ref.ops.images import read_image
-from runtime.bundle import Bundle
 from tests.waiting import HANG
 
-SLOW = ("torch", "diffusers", "transformers", "scipy", "numpy", "PIL")
+SLOW = ("torch", "diffusers", "transformers", "scipy", "onnxruntime", "PIL")
 
 
 @pytest.fixture
@@ -103,9 +107,13 @@ def test_a_folder_without_pictures(tmp_path: Path, model: str, capsys: pytest.Ca
         (["--upscale", "17"], "--upscale"),
         (["--tile-size", "8"], "--tile-size"),
         (["--seed", "-1"], "--seed"),
-        (["--sampler", "euler"], "euler"),
-        (["--colour-fix", "magic"], "magic"),
-        (["--device", "tpu"], "tpu"),
+        (["--sampler", "euler"], "'--sampler': 'euler' is not one of 'ddpm', 'ddim', 'dpm++'"),
+        (["--colour-fix", "magic"], "'--colour-fix': 'magic' is not one of"),
+        (["--device", "tpu"], "'--device': 'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (["--engine", "paper"], "'--engine': 'paper' is not one of"),
+        (["--body-guidance-engine", "hand"], "'--body-guidance-engine': 'hand' is not one of 'engine', 'torch'"),
+        (["--precision", "int4"], "'--precision': 'int4' is not one of"),
+        (["--residual", "--no-residual"], "--no-residual"),
         (["--model", "mega"], "mega"),
         (["--no-such-option"], "--no-such-option"),
     ],
@@ -118,7 +126,7 @@ def test_a_bad_option_is_named(
 
 
 def test_the_residual_can_be_left_out(photo: Path, pixels: np.ndarray) -> None:
-    restorer = Bundle.open(NANO_FOLDER).restorer()
+    restorer = diffbody.load()
     for flag, use in (("--residual", True), ("--no-residual", False)):
         out = photo.with_name(f"{use}.png")
         with pytest.raises(SystemExit, match="0"):
@@ -141,7 +149,7 @@ def test_an_existing_output_names_overwrite(photo: Path, model: str, capsys: pyt
     assert target.read_text() == "precious"
 
 
-def test_an_existing_companion_names_overwrite(photo: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_side_picture_names_overwrite(photo: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     photo.with_name("photo.restored_before_after.png").write_text("precious")
     assert "--overwrite" in refused(capsys, "restore", photo, "--model", model, "--compare")
 
@@ -195,7 +203,7 @@ assert not loaded({SLOW!r}), loaded({SLOW!r})
 assert run("restore", {str(photo)!r}, "--model", {model!r}, "--steps", "0") == 2
 assert run("restore", {str(photo.with_name("none.png"))!r}, "--model", {model!r}) == 2
 assert run("restore", {str(Path(__file__))!r}, "--model", {model!r}, "-o", {str(photo.with_name("x.png"))!r}) == 2
-assert not loaded({SLOW[:4]!r}), loaded({SLOW[:4]!r})
+assert not loaded({SLOW[:5]!r}), loaded({SLOW[:5]!r})
 """
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=HANG)
     assert finished.returncode == 0, finished.stderr
@@ -211,6 +219,83 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
             cli.main(arguments)
         assert stop.value.code == 0
         assert expected in capsys.readouterr().out
+
+
+COMMANDS: dict[str, Any] = dict(typer.main.get_group(app).commands)
+PANELS = {"Input and output", "Quality", "Speed and engine", "Server"}
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_is_not_cut(
+    name: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rich ends a cell that does not fit with an ellipsis, and breaks a word that is longer than its column."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*([name] if name else []), "--help"])
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= columns
+    for parameter in COMMANDS[name].params if name else ():
+        for option in (*parameter.opts, *parameter.secondary_opts):
+            assert option in shown or not option.startswith("-")
+        for choice in getattr(parameter.type_descriptor, "choices", None) or ():
+            assert re.search(rf"[<|\s]{re.escape(str(choice))}[>|\s]", shown), choice
+
+
+def test_every_option_says_what_it_is() -> None:
+    for name, command in COMMANDS.items():
+        panels = {parameter.rich_help_panel for parameter in command.params if parameter.param_type_name == "option"}
+        assert panels <= PANELS or panels == {None}, name
+        for parameter in command.params:
+            assert re.fullmatch(r"[A-Z].*[.)]", parameter.help or ""), (name, parameter.name, parameter.help)
+
+
+def test_defaults_are_those_of_what_the_commands_call() -> None:
+    """Where importing a configuration is too slow for the command's start, its defaults are written again there."""
+    from diffbody_ref.data.captioning.endpoint import EndpointConfig
+    from diffbody_ref.data.captioning.folder import caption_folder
+    from diffbody_ref.data.cleaning.phases import CleanConfig
+    from diffbody_ref.data.cleaning.protocol import clean
+    from diffbody_ref.data.synthetic.dataset import synthesize
+    from diffbody_ref.evaluation.run import EvaluateConfig
+    from runtime.triton.client import ClientConfig
+
+    for name, called in (
+        ("caption", EndpointConfig),
+        ("caption", caption_folder),
+        ("clean", CleanConfig),
+        ("clean", clean),
+        ("synth", synthesize),
+        ("evaluate", EvaluateConfig),
+        ("restore", ClientConfig),
+    ):
+        parameters = inspect.signature(called).parameters.values()
+        defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+        shared = [each for each in COMMANDS[name].params if each.name in defaults and not each.required]
+        assert shared, name
+        for parameter in shared:
+            assert parameter.default == defaults[parameter.name] or not parameter.default, (name, parameter.name)
+
+
+def test_choices_are_all_that_there_are() -> None:
+    from diffbody_ref.data.captioning.endpoint import RESPONSE_FORMATS
+    from diffbody_ref.evaluation.run import DEGRADATIONS
+    from diffbody_ref.evaluation.suites import SUITES
+    from diffbody_ref.ops.options import PRESETS
+    from diffbody_ref.training.stages import STAGES
+
+    for command, option, known in (
+        ("caption", "response_format", RESPONSE_FORMATS),
+        ("evaluate", "suite", SUITES),
+        ("evaluate", "degradation", DEGRADATIONS),
+        ("release", "preset", PRESETS),
+    ):
+        (parameter,) = (each for each in COMMANDS[command].params if each.name == option)
+        assert set(parameter.type_descriptor.choices) == set(known), option
+    (stage,) = (each for each in COMMANDS["train"].params if each.name == "stage")
+    assert re.findall(r"`(\w+)`", stage.help) == list(STAGES)
 
 
 def test_the_module_is_a_command(photo: Path) -> None:

@@ -9,21 +9,21 @@ import pytest
 import typer
 
 from diffbody.cli.console import report
-from diffbody.files import Job, Restore, Restored, Summary, collect, plan, run
+from diffbody.files import Job, Output, RestoreFile, Summary, collect, plan, run
 from diffbody.side_pictures import attention_overlay, before_after, loss_chart
 from diffbody_ref.ops.images import ImageError, Picture, read_image, write_image
 
 
-def invert(picture: Picture, job: Job) -> Restored:
+def invert(picture: Picture, job: Job) -> Output:
     """A cheap way to restore, whose result can be told from the input."""
-    return Restored(Picture(1.0 - picture.pixels, picture.alpha), {"before_after": picture.pixels})
+    return Output(Picture(1.0 - picture.pixels, picture.alpha), {"before_after": picture.pixels})
 
 
-def load_invert() -> Restore:
+def load_invert() -> RestoreFile:
     return invert
 
 
-def never() -> Restore:
+def never() -> RestoreFile:
     raise AssertionError("nothing was left to restore, so nothing should be loaded")
 
 
@@ -73,7 +73,7 @@ def test_overwrite_does_them_again(photo: Path, pixels: np.ndarray) -> None:
 def test_the_way_to_restore_is_loaded_once(album: Path) -> None:
     loads = []
 
-    def load() -> Restore:
+    def load() -> RestoreFile:
         loads.append(1)
         return invert
 
@@ -85,7 +85,7 @@ def test_the_way_to_restore_is_loaded_once(album: Path) -> None:
 def test_an_error_while_restoring_fails_that_picture_only(album: Path, error: Exception) -> None:
     calls = []
 
-    def fail_first(picture: Picture, job: Job) -> Restored:
+    def fail_first(picture: Picture, job: Job) -> Output:
         calls.append(1)
         if len(calls) == 1:
             raise error
@@ -99,10 +99,10 @@ def test_an_error_while_restoring_fails_that_picture_only(album: Path, error: Ex
 
 
 def test_a_mistake_in_the_program_and_a_failed_load_end_the_run(photo: Path) -> None:
-    def broken(picture: Picture, job: Job) -> Restored:
+    def broken(picture: Picture, job: Job) -> Output:
         raise TypeError("a mistake")
 
-    def no_model() -> Restore:
+    def no_model() -> RestoreFile:
         raise ValueError("no such model")
 
     with pytest.raises(TypeError, match="a mistake"):
@@ -112,25 +112,25 @@ def test_a_mistake_in_the_program_and_a_failed_load_end_the_run(photo: Path) -> 
 
 
 def test_our_own_outputs_are_no_inputs(photo: Path) -> None:
-    run(plan([photo]), load_invert, companions=["before_after"])
+    run(plan([photo]), load_invert, side_pictures=["before_after"])
     assert photo.with_name("photo.restored_before_after.png").is_file()
     assert collect([photo.parent]) == [photo]
 
 
-def test_an_existing_companion_is_not_replaced(photo: Path) -> None:
-    companion = photo.with_name("photo.restored_before_after.png")
-    companion.write_text("precious")
-    summary = run(plan([photo]), never, companions=["before_after"])
+def test_an_existing_side_picture_is_not_replaced(photo: Path) -> None:
+    existing = photo.with_name("photo.restored_before_after.png")
+    existing.write_text("precious")
+    summary = run(plan([photo]), never, side_pictures=["before_after"])
     assert "--overwrite" in summary.failed[0].reason
-    assert companion.read_text() == "precious"
+    assert existing.read_text() == "precious"
     assert not photo.with_name("photo.restored.png").exists()
 
 
 def test_a_failed_write_leaves_nothing(photo: Path) -> None:
-    def not_finite(picture: Picture, job: Job) -> Restored:
-        return Restored(Picture(picture.pixels * np.nan), {"before_after": picture.pixels})
+    def not_finite(picture: Picture, job: Job) -> Output:
+        return Output(Picture(picture.pixels * np.nan), {"before_after": picture.pixels})
 
-    summary = run(plan([photo]), lambda: not_finite, companions=["before_after"])
+    summary = run(plan([photo]), lambda: not_finite, side_pictures=["before_after"])
     assert len(summary.failed) == 1
     assert list(photo.parent.iterdir()) == [photo]
 

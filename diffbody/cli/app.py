@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from diffbody.cli import bench, bundles, data, evaluation, restore, serving, training
+from diffbody.cli import bundles, data, evaluation, restore, serving, training
 from diffbody.cli.console import user_errors
 from diffbody_ref import __version__
 
@@ -58,4 +58,3 @@ app.command(no_args_is_help=True)(bundles.plan)
 app.command(no_args_is_help=True)(bundles.parity)
 app.command("triton-repo", no_args_is_help=True)(serving.triton_repo)
 app.command()(serving.serve)
-app.add_typer(bench.bench_commands, name="bench")

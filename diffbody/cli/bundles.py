@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from diffbody.cli.console import progress_bar
-from diffbody.cli.options import Model, Precision
+from diffbody.cli.options import Model, Precision, PrecisionName, Precisions, engine_option, file_option, one_of
 from diffbody_ref.loading import load_pipeline, model_folder
+from runtime.engines.config import EngineConfig
+
+Flavour = Literal["tensorrt", "tensorrt_rtx"]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `diffbody export` made.")]
 
 
 def export(
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the bundle; one that is there is replaced when it is done.")
+        Path,
+        file_option(
+            "Folder of the bundle. One that exists is replaced when the new one is complete.",
+            "--out",
+            "-o",
+            metavar="FOLDER",
+        ),
     ],
     model: Model = "nano",
     precision: Annotated[
-        list[str],
-        typer.Option(help="Of the graphs: `float32`, `float16` or `bfloat16`; give it again for several."),
-    ] = ["float32"],  # noqa: B006, typer copies it
+        list[Precisions],
+        engine_option(
+            "Number format that the graphs compute in. Give the option several times to make graphs for several.",
+            **one_of(PrecisionName),
+        ),
+    ] = [EngineConfig.precision],  # noqa: B006, typer copies it
 ) -> None:
     """Turn a model into a bundle: an ONNX graph of each stage, which `restore --bundle` runs without PyTorch.
 
@@ -36,27 +49,31 @@ def export(
     from export.bundle import export_bundle
 
     with progress_bar("stages") as show:
-        export_bundle(folder, out, tuple(precision), show)
+        export_bundle(folder, out, tuple(str(name) for name in precision), show)
     print(f"exported {out}")
 
 
 def plan(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `diffbody export` made.")],
+    bundle: BundleArgument,
     compute_capability: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Of the GPU, such as 8.9; TensorRT-RTX takes several. Default: this machine's.", show_default=False
+        engine_option(
+            "Compute capability of the GPU to build for, such as 8.9. With TensorRT-RTX, give the option several times "
+            "to build for several GPUs.",
+            metavar="MAJOR.MINOR",
+            show_default="this machine's",
         ),
     ] = None,
-    precision: Precision = "float32",
+    precision: Precision = EngineConfig.precision,
     tensorrt_flavour: Annotated[
-        str | None, typer.Option(help="`tensorrt` or `tensorrt_rtx`. Default: what is installed.", show_default=False)
+        Flavour | None,
+        engine_option("Kind of TensorRT that builds the plans.", show_default="what is installed", **one_of(Flavour)),
     ] = None,
 ) -> None:
     """Build TensorRT plans of a bundle's graphs into it, for `restore --engine tensorrt`.
 
     A plan runs on the GPUs and the version of TensorRT that it was built for. TensorRT-RTX builds for GPUs that are
-    not in this machine.
+    not in this machine, too.
 
     Examples:
 
@@ -78,12 +95,8 @@ def plan(
         print(f"built {add_plans(bundle, PlanTarget(flavour, version, tuple(capabilities), precision), show)}")
 
 
-def parity(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `diffbody export` made.")],
-    model: Model = "nano",
-    precision: Precision = "float32",
-) -> None:
-    """Compare a bundle's stages, and a restoration, with the PyTorch reference; `export` does so as well.
+def parity(bundle: BundleArgument, model: Model = "nano", precision: Precision = EngineConfig.precision) -> None:
+    """Compare a bundle's stages, and a restoration, with the PyTorch reference. `export` does so as well.
 
     The exit code is 2 if a stage is beyond its tolerance.
 

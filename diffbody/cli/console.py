@@ -24,7 +24,7 @@ EXTRAS = {  # other packages: train
     **dict.fromkeys(("httpx2", "pyarrow"), "data"),
     **dict.fromkeys(("polygraphy", "tensorrt", "tensorrt_rtx"), "rtx"),
 }
-OWN_PACKAGES = ("diffbody", "diffbody_ref", "runtime", "export", "benchmarks")
+OWN_PACKAGES = ("diffbody", "diffbody_ref", "runtime", "export", "triton_models")
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def user_errors() -> Iterator[None]:
     except typer.TyperException as error:
         if not error.format_message():  # no arguments at all: the help has been printed
             sys.exit(0)
-        _fail(error, error.format_message())
+        _fail(error, error.format_message().replace(": Value error, ", ": "))  # pydantic's word, in typer's sentence
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in OWN_PACKAGES:
@@ -93,18 +93,18 @@ def progress_bars() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def report(summary: Summary, companions: Sequence[str] = (), single: bool = False) -> None:
+def report(summary: Summary, side_pictures: Sequence[str] = (), single: bool = False) -> None:
     """Print what was written to stdout, and notices and failures to stderr.
 
     Args:
-        companions: names of companions that may have been written.
+        side_pictures: names of side pictures that may have been written.
         single: the run was asked for one picture: no counts, and a failure is one line instead of a table.
 
     Raises:
         typer.Exit: with code 2, something failed.
     """
     for job in summary.written:
-        for path in (job.target, *(job.companion(name) for name in companions)):
+        for path in (job.target, *(job.side_picture(name) for name in side_pictures)):
             if path.exists():
                 print(path)
     for source, notices in summary.notices.items():

@@ -5,13 +5,24 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from diffbody.cli.console import BAD_INPUT, progress_bar
+from diffbody.cli.options import (
+    BUILT_IN,
+    FLAG,
+    Device,
+    engine_option,
+    file_option,
+    one_of,
+    quality_option,
+    server_option,
+)
 from diffbody_ref.loading import load_pipeline, model_folder
 from diffbody_ref.ops.builtin import NANO_FOLDER
+from runtime.engines.config import EngineConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,24 +31,36 @@ if TYPE_CHECKING:
 
 FAILURES_SHOWN = 20
 
+PictureFormat = Literal["png", "jpg", "webp"]
+ResponseFormat = Literal["schema", "object", "none"]
+
+# The format of a training set's pictures.
+Height = Annotated[int, quality_option("Height of the pictures in pixels: 256 for nano, 1024 for the paper's size.")]
+Width = Annotated[int, quality_option("Width of the pictures in pixels: 128 for nano, 512 for the paper's size.")]
+
 
 def synth(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the training set; made, or gone on with.")],
-    identities: Annotated[int, typer.Option(help="How many people, from 1.")],
-    views: Annotated[int, typer.Option(help="Pictures of each, from 1.")] = 4,
-    seed: Annotated[int, typer.Option(help="From 0. The same seed gives the same pictures.")] = 0,
-    height: Annotated[int, typer.Option(help="Pixels; 256 for nano, 1024 for the paper's size.")] = 256,
-    width: Annotated[int, typer.Option(help="Pixels; 128 for nano, 512 for the paper's size.")] = 128,
-    first_identity: Annotated[int, typer.Option(help="Number of the first person; other numbers, other people.")] = 0,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="Folder of the training set. A set that is there already is continued."),
+    ],
+    identities: Annotated[int, file_option("Number of people, from 1.")],
+    views: Annotated[int, file_option("Number of pictures of each person, from 1.")] = 4,
+    first_identity: Annotated[
+        int, file_option("Number of the first person, from 0. Other numbers are other people.")
+    ] = 0,
+    seed: Annotated[int, file_option("Seed of the people, from 0. The same seed gives the same pictures.")] = 0,
     sheet: Annotated[
         Path | None,
-        typer.Option(
+        file_option(
+            "Also writes a contact sheet to this file (png, jpg): 24 pictures of the set above their labels.",
             metavar="FILE",
-            help="Also write a contact sheet, .png or .jpg: 24 pictures of the set, with their labels below them.",
             show_default=False,
         ),
     ] = None,
+    height: Height = 256,
+    width: Width = 128,
+    workers: Annotated[int, engine_option("Number of processes that render.")] = 2,
 ) -> None:
     """Render synthetic people with ground truth: keypoints, part masks, identity, caption. Nothing is downloaded.
 
@@ -69,43 +92,69 @@ def clean(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of pictures, parquet files, webdataset shards, SHHQ, DeepFashion In-shop or Market-1501; "
-            "`FOLDER:SPLIT` takes one split, `FOLDER:all` all of them.",
+            help="Folder of pictures, parquet files, webdataset shards, SHHQ, DeepFashion In-shop or Market-1501. "
+            "`FOLDER:SPLIT` takes one split of it, and `FOLDER:all` all of them.",
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Argument(metavar="OUT", help="Folder of the cleaned set; made, or gone on with.", show_default=False),
-    ] = None,
-    apply: Annotated[
-        bool, typer.Option("--apply", help="Only apply what review.tsv says: `diffbody clean --apply OUT`.")
-    ] = False,
-    height: Annotated[int, typer.Option(help="Pixels; 256 for nano, 1024 for the paper's size.")] = 256,
-    width: Annotated[int, typer.Option(help="Pixels; 128 for nano, 512 for the paper's size.")] = 128,
-    max_enlargement: Annotated[
-        float, typer.Option(help="A crop may be enlarged this much; 1 drops whatever would have to be.")
-    ] = 1.25,
-    max_aspect: Annotated[float, typer.Option(help="Longer over shorter side of a picture, at most.")] = 4.0,
-    min_score: Annotated[float, typer.Option(help="The detector's score of the person, at least.")] = 0.5,
-    margin: Annotated[float, typer.Option(help="Space about the person, as a part of their box's sides.")] = 0.08,
-    keypoint_score: Annotated[float, typer.Option(help="Score from which on a body joint counts as seen.")] = 0.3,
-    min_visible: Annotated[
-        float, typer.Option(help="Part of the 17 body joints seen in the crop: 0.6 half-length, 0.9 whole people.")
-    ] = 0.6,
-    format: Annotated[str, typer.Option(help="Of the written pictures: `png`, `jpg` or `webp`.")] = "png",
-    bundle: Annotated[
-        Path | None,
-        typer.Option(help="Finds people with this bundle. Default: nano's, which is built in.", show_default=False),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="`nano`, or a folder with a model_index.json: finds people with PyTorch, not a bundle.",
+        typer.Argument(
+            metavar="OUT",
+            help="Folder of the cleaned set. A set that is there already is continued.",
             show_default=False,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="`auto` (a CUDA GPU if there is one), `cpu` or `cuda`.")] = "auto",
-    workers: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 2,
+    apply: Annotated[
+        bool,
+        file_option(
+            "Only drops what review.tsv says to drop, from the folder given: `diffbody clean --apply OUT`.",
+            "--apply",
+            **FLAG,
+        ),
+    ] = False,
+    format: Annotated[
+        PictureFormat, file_option("File format of the pictures that are written.", **one_of(PictureFormat))
+    ] = "png",
+    height: Height = 256,
+    width: Width = 128,
+    max_enlargement: Annotated[
+        float,
+        quality_option(
+            "Largest factor by which a crop may be enlarged. 1 drops every picture that would have to be enlarged."
+        ),
+    ] = 1.25,
+    max_aspect: Annotated[
+        float, quality_option("Largest ratio of the longer to the shorter side that a picture may have.")
+    ] = 4.0,
+    min_score: Annotated[float, quality_option("Lowest score that the detector may give the person.")] = 0.5,
+    margin: Annotated[
+        float, quality_option("Space that is left around the person, as a share of the sides of their box.")
+    ] = 0.08,
+    keypoint_score: Annotated[float, quality_option("Lowest score at which a body joint counts as seen.")] = 0.3,
+    min_visible: Annotated[
+        float,
+        quality_option(
+            "Smallest share of the 17 body joints that the crop must show: 0.6 keeps half-length portraits, 0.9 whole "
+            "people only."
+        ),
+    ] = 0.6,
+    bundle: Annotated[
+        Path | None,
+        engine_option("Bundle that finds the people.", metavar="FOLDER", show_default=BUILT_IN),
+    ] = None,
+    model: Annotated[
+        str | None,
+        engine_option(
+            "Model whose networks find the people with PyTorch, in place of a bundle: `nano`, or a folder with a "
+            "model_index.json.",
+            metavar="MODEL",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = EngineConfig.device,
+    workers: Annotated[
+        int, engine_option("Number of pictures that are processed at a time.", metavar="<int>", min=1)
+    ] = 2,
 ) -> None:
     """Clean a set of pictures by the paper's protocol: screen, find the person, cut to the format, inspect.
 
@@ -160,7 +209,6 @@ def clean(
 def load_detector(bundle: Path | None, model: str | None, device: str) -> FindPeople:
     """What finds people and their keypoints: a bundle's graphs, or with `model` a pipeline's networks."""
     if model is None:
-        from runtime.engines import EngineConfig
         from runtime.restore import Restorer
 
         return Restorer.open(bundle or NANO_FOLDER, EngineConfig(device=device, threads=1)).locate_people
@@ -180,31 +228,52 @@ def caption(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Folder of pictures, such as one that `diffbody clean` made.")
     ],
-    endpoint: Annotated[
-        str, typer.Option(help="URL of an OpenAI-compatible API: `http://localhost:8000/v1`.", show_default=False)
-    ] = "",
-    model: Annotated[str, typer.Option(help="Name of the vision-language model there.", show_default=False)] = "",
-    api_key_env: Annotated[
-        str, typer.Option(help="Environment variable that holds the API key, if it needs one.")
-    ] = "DIFFBODY_CAPTION_API_KEY",
-    concurrency: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 8,
     limit: Annotated[
-        int | None, typer.Option(help="Caption this many pictures now, at most.", min=1, show_default=False)
+        int | None,
+        file_option("Largest number of pictures to caption in this call.", metavar="<int>", min=1, show_default="all"),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Caption pictures again whose caption is not from this model.")
+        bool,
+        file_option("Also captions pictures whose caption is not from this model, again.", "--overwrite", **FLAG),
     ] = False,
-    max_side: Annotated[int, typer.Option(help="Pixels; pictures are scaled down to this to be sent.")] = 768,
-    response_format: Annotated[
-        str, typer.Option(help="What the server holds the answer to: `schema`, `object` (any JSON) or `none`.")
-    ] = "schema",
-    timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 120.0,
-    deadline: Annotated[float, typer.Option(help="Seconds for one picture, with all repetitions.")] = 600.0,
-    retries: Annotated[int, typer.Option(help="Repetitions of a request that fails in passing.")] = 6,
-    attempts: Annotated[int, typer.Option(help="Times the model is asked until its answer is valid.")] = 3,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the prompts and how many pictures they would go with; send none.")
+        bool,
+        file_option("Prints the prompts and the number of pictures, and sends nothing.", "--dry-run", **FLAG),
     ] = False,
+    max_side: Annotated[
+        int, quality_option("Longest side in pixels at which pictures are sent. Larger ones are shrunk.")
+    ] = 768,
+    response_format: Annotated[
+        ResponseFormat,
+        quality_option(
+            "Form that the server is told to hold the answer to: `schema` is the captions' JSON schema, `object` any "
+            "JSON.",
+            **one_of(ResponseFormat),
+        ),
+    ] = "schema",
+    attempts: Annotated[int, quality_option("Number of times that the model is asked until its answer is valid.")] = 3,
+    endpoint: Annotated[
+        str,
+        server_option(
+            "URL of an OpenAI-compatible API, such as `http://localhost:8000/v1`.", metavar="URL", show_default=False
+        ),
+    ] = "",
+    model: Annotated[
+        str, server_option("Name of the vision-language model there.", metavar="NAME", show_default=False)
+    ] = "",
+    api_key_env: Annotated[
+        str, server_option("Environment variable that holds the API key, if the API needs one.", metavar="NAME")
+    ] = "DIFFBODY_CAPTION_API_KEY",
+    concurrency: Annotated[
+        int, server_option("Number of pictures that are captioned at a time.", metavar="<int>", min=1)
+    ] = 8,
+    timeout: Annotated[float, server_option("Seconds to wait for one request.")] = 120.0,
+    deadline: Annotated[
+        float, server_option("Seconds to wait for one picture, with all requests that it takes.")
+    ] = 600.0,
+    retries: Annotated[
+        int, server_option("Number of times that a request is sent again when the server is busy or fails.")
+    ] = 6,
 ) -> None:
     """Caption pictures with a vision-language model: each field of the schema, from head to toe, as one sentence.
 

@@ -3,73 +3,93 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from diffbody.cli.console import progress_bar
 from diffbody.cli.options import (
-    BodyGuidance,
-    Colour,
     Device,
-    Guidance,
     Model,
-    Residual,
-    Sampler,
-    Steps,
-    Strength,
     check_options,
-    given,
+    engine_option,
+    file_option,
+    one_of,
+    quality_option,
+    restore_settings,
+    takes,
 )
 from diffbody_ref.loading import load_pipeline, model_folder
+from runtime.engines.config import EngineConfig
+
+SuiteName = Literal["stages", "paper", "structure"]
+DegradationName = Literal["nano", "paper"]
 
 
+@takes(settings=restore_settings)
 def evaluate(
     data: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DATA", help="Folders that `diffbody synth` wrote, not used to train; or of sharp photographs."
+            metavar="DATA",
+            help="Folders that `diffbody synth` wrote and that were not trained on, or folders of sharp photographs.",
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for report.md, table.csv, report.json, grid.png and figures.")
+        Path,
+        file_option(
+            "Folder for report.md, table.csv, report.json, grid.png and the figures.", "--out", "-o", metavar="FOLDER"
+        ),
     ],
     model: Model = "nano",
     suite: Annotated[
-        str,
-        typer.Option(
-            help="`stages`: what each stage adds; `paper`: table 1 and figures 7 to 9; `structure`: keypoints, parts "
-            "and identity found (needs labels)."
+        SuiteName,
+        file_option(
+            "Set of methods to compare: `stages` shows what each stage adds; `paper` makes table 1 and figures 7 to 9; "
+            "`structure` compares keypoints, parts and identity, and needs labels.",
+            **one_of(SuiteName),
         ),
     ] = "stages",
     method: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A method, instead of the suite's (docs/evaluation.md lists them); give it again for several.",
-            show_default=False,
+        file_option(
+            "Method to compare, in place of the suite's; docs/evaluation.md lists them. Give the option several times "
+            "for several methods.",
+            metavar="NAME",
+            show_default="the suite's",
         ),
     ] = None,
     count: Annotated[
         int | None,
-        typer.Option(help="Pictures, drawn at random; a larger count continues. Default: all.", show_default=False),
+        file_option(
+            "Number of pictures, which are drawn at random. A larger number continues a smaller one.",
+            show_default="all",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw, the degradations and the noise.")] = 0,
-    degradation: Annotated[str, typer.Option(help="`nano` (for 256x128) or `paper` (for 1024x512).")] = "nano",
+    degradation: Annotated[
+        DegradationName,
+        file_option(
+            "Strength of the degradations: `nano` is for 256x128, `paper` for 1024x512.", **one_of(DegradationName)
+        ),
+    ] = "nano",
     longest_side: Annotated[
         int | None,
-        typer.Option(help="Pixels: larger pictures are shrunk to it first.", show_default=False, min=32),
+        file_option(
+            "Longest side in pixels. A picture that is larger is shrunk first.",
+            show_default="no limit",
+            metavar="<int>",
+            min=32,
+        ),
     ] = None,
-    steps: Steps = 50,
-    guidance_scale: Guidance = None,
-    body_guidance_scale: BodyGuidance = None,
-    strength: Strength = None,
-    sampler: Sampler = "ddpm",
-    colour_fix: Colour = "wavelet",
-    use_residual: Residual = None,
-    captions: Annotated[bool, typer.Option(help="Use each picture's caption as its prompt.")] = True,
-    batch_size: Annotated[int, typer.Option(help="Pictures at once.")] = 1,
-    grid_rows: Annotated[int, typer.Option(help="Pictures that grid.png shows.")] = 8,
-    device: Device = "auto",
+    no_captions: Annotated[
+        bool, file_option("Leaves out the pictures' captions, which are the prompts.", "--no-captions", metavar="")
+    ] = False,
+    grid_rows: Annotated[int, file_option("Number of pictures that grid.png shows.")] = 8,
+    seed: Annotated[int, quality_option("Seed of the choice of pictures, of the degradations and of the noise.")] = 0,
+    *,
+    settings: dict[str, Any],
+    device: Device = EngineConfig.device,
+    batch_size: Annotated[int, engine_option("Number of pictures that are restored at once.")] = 1,
 ) -> None:
     """Measure how well a model restores people it was not trained on, beside other methods and without its own parts.
 
@@ -87,16 +107,7 @@ def evaluate(
 
     - `diffbody evaluate samples/clean -o out/photos --suite paper --longest-side 256`
     """
-    settings = given(
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        body_guidance_scale=body_guidance_scale,
-        strength=strength,
-        sampler=sampler,
-        colour_fix=colour_fix,
-        use_residual=use_residual,
-    )
-    check_options(settings, seed, device)
+    check_options(settings, seed)
     folder = model_folder(model)
     from diffbody_ref.evaluation.subjects import Subjects
 
@@ -110,7 +121,7 @@ def evaluate(
         count=count,
         seed=seed,
         degradation=degradation,
-        use_captions=captions,
+        use_captions=not no_captions,
         batch_size=batch_size,
         grid_rows=grid_rows,
         **settings,

@@ -1,53 +1,196 @@
-"""Options that several commands share, and how they are checked."""
+"""Options of several commands: their help, their panels, their choices, and what becomes of them."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from diffbody_ref.ops.devices import check_device
+from diffbody_ref.ops.colour import COLOUR_METHODS
+from diffbody_ref.ops.devices import DEVICES, PRECISIONS
+from diffbody_ref.ops.options import RestoreOptions
+from diffbody_ref.ops.samplers import SAMPLERS
+from runtime.engines.config import ENGINES, GUIDANCE_ENGINES, EngineConfig
 
-if TYPE_CHECKING:
-    from diffbody_ref.ops.options import RestoreOptions
+THE_MODELS = "the model's"  # default of options whose value a model brings
+BUILT_IN = "nano, which is built in"  # default of options that name a model
 
 
-def number(help: str) -> Any:
-    """An option whose default is the model's."""
-    return typer.Option(help=f"{help} Default: the model's.", show_default=False)
+def panel(title: str) -> Callable[..., Any]:
+    """A maker of options that `--help` shows in the panel of that title."""
+
+    def option(help: str, *names: str, **details: Any) -> Any:
+        return typer.Option(*names, help=help, rich_help_panel=title, **details)
+
+    return option
 
 
-Model = Annotated[str, typer.Option(help="`nano`, which is built in, or a folder with a model_index.json.")]
-Steps = Annotated[
-    int, typer.Option(help="Denoising steps, 1 to 1000. Fewer are faster; below 20 take --sampler dpm++.")
-]
-Guidance = Annotated[
-    float | None, number("Classifier-free guidance by the prompt, from 0; 1 is off and twice as fast.")
-]
-BodyGuidance = Annotated[float | None, number("Strength of body-part guidance (eq. 6), from 0; 0 is off and faster.")]
-Strength = Annotated[
-    float | None, number("Above 0, to 1: from noise. Less starts from, and stays near, the regression.")
-]
-Sampler = Annotated[str, typer.Option(help="`ddpm` (the paper's), `ddim` or `dpm++`.")]
-Colour = Annotated[str, typer.Option(help="Colours after the regression result: `wavelet`, `adain` or `none`.")]
-Residual = Annotated[
-    bool | None,
-    typer.Option(
-        "--residual/--no-residual",
-        help="Keep what the autoencoder loses of the regression result. Default: the model's.",
-        show_default=False,
-    ),
+file_option = panel("Input and output")
+quality_option = panel("Quality")
+engine_option = panel("Speed and engine")
+server_option = panel("Server")
+
+FLAG: dict[str, Any] = {"metavar": ""}  # without it, help shows <bool>
+
+
+def one_of(literal: Any) -> dict[str, Any]:
+    """How help shows the choices of a `Literal`: with spaces, so that a narrow terminal breaks lines between them."""
+    return {"metavar": f"<{' | '.join(get_args(literal))}>"}
+
+
+if TYPE_CHECKING:  # choices are read from the tables of what there is, which a type checker does not follow
+    DeviceName = str
+    SamplerName = str
+    ColourName = str
+    EngineName = str
+    GuidanceName = str
+    PrecisionName = str
+    Precisions = str
+else:
+    DeviceName = Literal[tuple(DEVICES)]
+    SamplerName = Literal[tuple(SAMPLERS)]
+    ColourName = Literal[tuple(COLOUR_METHODS)]
+    EngineName = Literal[tuple(ENGINES)]
+    GuidanceName = Literal[tuple(GUIDANCE_ENGINES)]
+    PrecisionName = Literal[tuple(PRECISIONS)]
+    Precisions = StrEnum("Precisions", [(name, name) for name in PRECISIONS])  # lists take no Literal
+
+Model = Annotated[str, file_option("Model: `nano`, which is built in, or a folder with a model_index.json.")]
+Bundle = Annotated[
+    Path | None,
+    file_option("Bundle: a folder that `diffbody export` made.", metavar="FOLDER", show_default=BUILT_IN),
 ]
 Device = Annotated[
-    str, typer.Option(help="`auto` (a CUDA GPU if there is one and the engine can use it), `cpu` or `cuda`.")
+    DeviceName,
+    engine_option(
+        "Device to compute on. `auto` takes a CUDA GPU where there is one that the engine can use.",
+        **one_of(DeviceName),
+    ),
 ]
-Precision = Annotated[str, typer.Option(help="What a bundle's graphs calculate in: `float32`, `float16`, `bfloat16`.")]
-ServedBundle = Annotated[
-    Path | None,
-    typer.Option(help="A folder that `diffbody export` made. Default: nano's, which is built in.", show_default=False),
+Precision = Annotated[
+    PrecisionName, engine_option("Number format that a bundle's graphs compute in.", **one_of(PrecisionName))
 ]
+
+
+def takes(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a group of options for each of the named parameters.
+
+    `@takes(engines=engine_options)` puts the parameters of `engine_options` in the place of the command's parameter
+    `engines`, and the command gets what `engine_options` makes of their values.
+    """
+    taken = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in own.parameters.items():
+            parameters += taken[name].values() if name in groups else [parameter]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            made = {name: group(**{each: values.pop(each) for each in taken[name]}) for name, group in groups.items()}
+            command(**values, **made)
+
+        # typer reads both.
+        run.__signature__ = own.replace(  # type: ignore[attr-defined]
+            parameters=[parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+        )
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def restore_settings(
+    steps: Annotated[
+        int,
+        quality_option("Number of denoising steps, 1 to 1000. Fewer are faster; below 20, choose --sampler dpm++."),
+    ] = RestoreOptions.num_inference_steps,
+    sampler: Annotated[
+        SamplerName,
+        quality_option("Sampler that does the denoising steps. `ddpm` is the paper's.", **one_of(SamplerName)),
+    ] = RestoreOptions.sampler,
+    strength: Annotated[
+        float | None,
+        quality_option(
+            "Share of noise to start from, above 0 and at most 1, which is noise alone. The lower it is, the nearer "
+            "the result stays to the regression result.",
+            show_default=THE_MODELS,
+        ),
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        quality_option(
+            "Scale of classifier-free guidance, from 0: how closely the result follows the prompt. 1 turns it off, "
+            "which is twice as fast.",
+            show_default=THE_MODELS,
+        ),
+    ] = None,
+    body_guidance_scale: Annotated[
+        float | None,
+        quality_option(
+            "Scale of body guidance (equation 6), from 0: how closely body parts keep the features of the regression "
+            "result. 0 turns it off, which is faster.",
+            show_default=THE_MODELS,
+        ),
+    ] = None,
+    colour_fix: Annotated[
+        ColourName,
+        quality_option("Method that gives the result the colours of the regression result.", **one_of(ColourName)),
+    ] = RestoreOptions.colour_fix,
+    residual: Annotated[
+        bool,
+        quality_option(
+            "Adds to the result what the autoencoder loses of the regression result. Nano does so by itself.",
+            "--residual",
+            **FLAG,
+        ),
+    ] = False,
+    no_residual: Annotated[
+        bool, quality_option("Leaves out what --residual adds, as the paper does.", "--no-residual", **FLAG)
+    ] = False,
+) -> dict[str, Any]:
+    """Attributes of `RestoreOptions` that were asked for."""
+    if residual and no_residual:
+        raise ValueError("--residual and --no-residual: give one of them")
+    return given(
+        num_inference_steps=steps,
+        sampler=sampler,
+        strength=strength,
+        guidance_scale=guidance_scale,
+        body_guidance_scale=body_guidance_scale,
+        colour_fix=colour_fix,
+        use_residual=residual if residual or no_residual else None,
+    )
+
+
+def engine_config(
+    device: Device = EngineConfig.device,
+    engine: Annotated[
+        EngineName, engine_option("Engine that runs the stages of a bundle.", **one_of(EngineName))
+    ] = EngineConfig.engine,
+    body_guidance_engine: Annotated[
+        GuidanceName,
+        engine_option(
+            "Runs a bundle's body guidance: `engine` as its other stages, or `torch` on PyTorch.",
+            **one_of(GuidanceName),
+        ),
+    ] = EngineConfig.guidance,
+    precision: Precision = EngineConfig.precision,
+    low_memory: Annotated[
+        bool,
+        engine_option("Keeps only one stage of a bundle in memory at a time, which is slower.", "--low-memory", **FLAG),
+    ] = EngineConfig.low_memory,
+) -> EngineConfig:
+    """What runs a bundle."""
+    return EngineConfig(engine, body_guidance_engine, device, low_memory=low_memory, precision=precision)
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -55,20 +198,30 @@ def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def check_options(settings: dict[str, Any], seed: int, device: str) -> RestoreOptions:
+def check_options(settings: dict[str, Any], seed: int) -> None:
     """What can be checked without a model is checked before one is loaded; messages name the flags.
 
     Raises:
         ValueError: a value out of its range.
     """
     from diffbody_ref.ops.noise import check_seed
-    from diffbody_ref.ops.options import RestoreOptions
 
     check_seed(seed, "--seed")
-    check_device(device, "--device")
-    flags = {name: f"--{name.replace('_', '-')}" for name in settings} | {"num_inference_steps": "--steps"}
+    with flags_for(*settings, num_inference_steps="--steps"):
+        RestoreOptions(**settings)
+
+
+@contextmanager
+def flags_for(*fields: str, **flags: str) -> Iterator[None]:
+    """Errors of a configuration name its fields; whoever typed a command is told of the flags.
+
+    Args:
+        fields: whose flag is the field's name with dashes.
+        flags: flags of fields that are called differently.
+    """
+    flags = {field: f"--{field.replace('_', '-')}" for field in fields} | flags
     try:
-        return RestoreOptions(**settings)
+        yield
     except ValueError as error:
         names = "|".join(sorted(flags, key=len, reverse=True))
         raise ValueError(re.sub(rf"\b({names})\b", lambda found: flags[found[0]], str(error), count=1)) from None

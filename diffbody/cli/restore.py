@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,30 +11,70 @@ import typer
 
 from diffbody.cli.console import progress_bars, report
 from diffbody.cli.options import (
-    BodyGuidance,
-    Colour,
-    Device,
-    Guidance,
-    Precision,
-    Residual,
-    Sampler,
-    Steps,
-    Strength,
+    FLAG,
+    THE_MODELS,
+    Bundle,
     check_options,
+    engine_config,
+    file_option,
     given,
-    number,
+    quality_option,
+    restore_settings,
+    server_option,
+    takes,
 )
 from diffbody_ref.loading import load_pipeline, model_folder
 from diffbody_ref.ops.builtin import NANO_FOLDER
+from diffbody_ref.ops.options import RestoreOptions
+from runtime.engines.config import EngineConfig
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from diffbody.files import Restore
+    from diffbody.files import RestoreFile
     from diffbody_ref.ops.images import Picture
-    from diffbody_ref.ops.results import Intermediates
+    from runtime.restore import Restoration
 
 
+@dataclass(frozen=True)
+class Servers:
+    """Servers that restore, in place of this program.
+
+    Attributes:
+        urls: see `runtime.triton.client.ClientConfig`; empty is none.
+        api_key: that the servers ask for.
+        concurrency: pictures that are sent to them at a time.
+        timeout: seconds to wait for one picture.
+    """
+
+    urls: tuple[str, ...]
+    api_key: str | None
+    concurrency: int
+    timeout: float
+
+
+def servers(
+    url: Annotated[
+        list[str] | None,
+        server_option(
+            "Server that restores, in place of this program: `localhost:8001` (gRPC) or `http://localhost:8000`. "
+            "Several servers, each with a --url of its own, share the pictures.",
+            metavar="URL",
+            show_default=False,
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        server_option("Key that the server asks for.", envvar="DIFFBODY_API_KEY", metavar="KEY", show_default=False),
+    ] = None,
+    concurrency: Annotated[
+        int, server_option("Number of pictures that the servers get at a time.", metavar="<int>", min=1)
+    ] = 4,
+    timeout: Annotated[float, server_option("Seconds to wait for one picture from a server.")] = 600.0,
+) -> Servers:
+    """The servers that were named."""
+    return Servers(tuple(url or ()), api_key, concurrency, timeout)
+
+
+@takes(settings=restore_settings, engines=engine_config, remote=servers)
 def restore(
     inputs: Annotated[
         list[Path],
@@ -41,83 +82,73 @@ def restore(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", help="File (png, jpg, webp) for one picture, or a folder. Default: beside the input."
+        file_option(
+            "File (png, jpg, webp) of one restored picture, or folder for several.",
+            "--out",
+            "-o",
+            metavar="PATH",
+            show_default="beside the input",
         ),
     ] = None,
-    bundle: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder that `diffbody export` made. Default: nano's, which is built in.", show_default=False
-        ),
-    ] = None,
+    bundle: Bundle = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="`nano`, or a folder with a model_index.json: restores with the PyTorch reference, not a bundle.",
+        file_option(
+            "Model that PyTorch runs, in place of a bundle: `nano`, or a folder with a model_index.json.",
+            metavar="MODEL",
             show_default=False,
         ),
     ] = None,
-    url: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A server's: `localhost:8001` (gRPC) or `http://localhost:8000`; it restores then. Give it again for "
-            "several servers.",
-            show_default=False,
-        ),
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(help="The server's, with --url.", envvar="DIFFBODY_API_KEY", show_default=False)
-    ] = None,
-    concurrency: Annotated[int, typer.Option(help="Pictures at a time, with --url.", min=1)] = 4,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for a picture, with --url.")] = 600.0,
-    prompt: Annotated[str, typer.Option(help="What the picture shows, from head to toe; may stay empty.")] = "",
-    negative_prompt: Annotated[
-        str, typer.Option(help="What the picture should not look like; needs a --guidance-scale other than 1.")
-    ] = "",
-    steps: Steps = 50,
-    guidance_scale: Guidance = None,
-    body_guidance_scale: BodyGuidance = None,
-    body_guidance_every: Annotated[int, typer.Option(help="Body guidance at every k-th step only, from 1.")] = 1,
-    strength: Strength = None,
-    sampler: Sampler = "ddpm",
-    colour_fix: Colour = "wavelet",
-    use_residual: Residual = None,
-    upscale: Annotated[
-        float | None,
-        typer.Option(
-            help="Output over input size, up to 16. Default: 1, but at least the model's area.", show_default=False
-        ),
-    ] = None,
-    tile_size: Annotated[
-        int | None, number("Pixels, from 128. Larger pictures are done in tiles; small tiles need little memory.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="From 0. The same seed gives the same picture.")] = 0,
-    device: Device = "auto",
-    engine: Annotated[
-        str, typer.Option(help="What runs a bundle's stages: `onnxruntime`, `tensorrt` or `torch`.")
-    ] = "onnxruntime",
-    guidance: Annotated[
-        str, typer.Option(help="What runs a bundle's body guidance: `engine`, as the other stages, or `torch`.")
-    ] = "engine",
-    precision: Precision = "float32",
-    low_memory: Annotated[
-        bool, typer.Option("--low-memory", help="Hold one stage of the bundle in memory at a time; slower.")
+    compare: Annotated[
+        bool,
+        file_option("Also writes before and after, side by side: NAME.restored_before_after.png.", "--compare", **FLAG),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
-    compare: Annotated[bool, typer.Option("--compare", help="Also write NAME.restored_before_after.png.")] = False,
     intermediates: Annotated[
         bool,
-        typer.Option(
+        file_option(
+            "Also writes what the stages found: regression, pose, attention and loss, each as NAME.restored_WHAT.png.",
             "--intermediates",
-            help="Also write what the stages found: NAME.restored_{regression,pose,attention,loss}.png.",
+            **FLAG,
         ),
     ] = False,
+    overwrite: Annotated[bool, file_option("Replaces outputs that exist.", "--overwrite", **FLAG)] = False,
+    prompt: Annotated[
+        str, quality_option("Description of the picture, from head to toe. It may stay empty.", metavar="TEXT")
+    ] = "",
+    negative_prompt: Annotated[
+        str,
+        quality_option(
+            "Description of what the result should not look like. It needs a --guidance-scale other than 1.",
+            metavar="TEXT",
+        ),
+    ] = "",
+    seed: Annotated[int, quality_option("Seed of the noise, from 0. The same seed gives the same picture.")] = 0,
+    upscale: Annotated[
+        float | None,
+        quality_option(
+            "Output size over input size, above 0 and at most 16.", show_default="1, but at least the model's area"
+        ),
+    ] = None,
+    *,
+    settings: dict[str, Any],
+    body_guidance_every: Annotated[
+        int, quality_option("Body guidance acts at every k-th step only, k from 1. Less guidance is faster.")
+    ] = RestoreOptions.body_guidance_every,
+    tile_size: Annotated[
+        int | None,
+        quality_option(
+            "Side of a tile in pixels, from 128. A picture that is larger is restored in tiles; small tiles need "
+            "little memory.",
+            show_default=THE_MODELS,
+        ),
+    ] = None,
+    engines: EngineConfig,
+    remote: Servers,
 ) -> None:
     """Restore pictures of people: photo.jpg becomes photo.restored.png.
 
-    Of several pictures, one that fails does not stop the others, and what is restored already is skipped, so that an
-    interrupted run can just be started again. The exit code is 2 if any failed.
+    A picture that fails does not stop the others, and what is restored already is skipped: start an interrupted run
+    again, and it goes on. The exit code is 2 if a picture failed.
 
     Examples:
 
@@ -134,72 +165,62 @@ def restore(
     from diffbody import files
     from diffbody.side_pictures import INTERMEDIATES
 
-    settings = given(
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        body_guidance_scale=body_guidance_scale,
-        body_guidance_every=body_guidance_every,
-        strength=strength,
-        sampler=sampler,
-        colour_fix=colour_fix,
-        use_residual=use_residual,
-        upscale=upscale,
-        tile_size=tile_size,
-    )
-    check_options(settings, seed, device)
-    if sum(given is not None for given in (model, bundle, url)) > 1:
+    settings |= given(body_guidance_every=body_guidance_every, upscale=upscale, tile_size=tile_size)
+    check_options(settings, seed)
+    if sum((model is not None, bundle is not None, bool(remote.urls))) > 1:
         raise ValueError("--model, --bundle and --url: give one of them")
-    if url and intermediates:
+    if remote.urls and intermediates:
         raise ValueError("--intermediates: a server sends the restored picture only; restore here, without --url")
-    how = {"engine": engine, "guidance": guidance, "low_memory": low_memory, "precision": precision}
     jobs = files.plan(inputs, out)
-    companions = ("before_after",) * compare + INTERMEDIATES * intermediates
+    side_pictures = ("before_after",) * compare + INTERMEDIATES * intermediates
     single = len(inputs) == 1 and not inputs[0].is_dir()
     if single and not overwrite:
-        files.check_absent([jobs[0].target, *(jobs[0].companion(name) for name in companions)])
+        files.check_absent([jobs[0].target, *(jobs[0].side_picture(name) for name in side_pictures)])
 
     call = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed, **settings}
     folder = (bundle or NANO_FOLDER) if model is None else model_folder(model)
     with progress_bars() as bar:
         pictures = bar.add_task("pictures", total=len(jobs))
-        step = bar.add_task("steps", total=steps)
+        step = bar.add_task("steps", total=settings["num_inference_steps"])
         show_step = lambda i, n: bar.update(step, completed=i, total=n)  # noqa: E731
 
-        def load() -> Restore:
-            if url:
-                return load_client(url, api_key, concurrency, timeout, call, show_step, compare)
+        def load() -> RestoreFile:
+            if remote.urls:
+                return load_client(remote, call, show_step, compare)
             if model is None:
-                return with_companions(load_bundle(folder, device, how, call, show_step), companions)
-            return with_companions(load_reference(folder, device, call, show_step), companions)
+                return with_side_pictures(load_bundle(folder, engines, call, show_step), side_pictures)
+            return with_side_pictures(load_reference(folder, engines.device, call, show_step), side_pictures)
 
         summary = files.run(
             jobs,
             load,
             overwrite=overwrite,
-            companions=companions,
+            side_pictures=side_pictures,
             progress=lambda i, job: bar.update(pictures, completed=i, description=job.source.name),
-            workers=concurrency if url else 1,
+            workers=remote.concurrency if remote.urls else 1,
         )
-    report(summary, companions, single)
+    report(summary, side_pictures, single)
 
 
-Run = Callable[["Picture"], tuple["np.ndarray", "Intermediates", list[str]]]
-"""A picture → the restored pixels, what was found on the way, notices."""
+RestorePicture = Callable[["Picture"], "Restoration"]
+OnStep = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
 
 
-def load_reference(folder: Path, device: str, call: dict[str, Any], on_step: Callable[[int, int], None]) -> Run:
+def load_reference(folder: Path, device: str, call: dict[str, Any], on_step: OnStep) -> RestorePicture:
     """Restoring with the PyTorch pipeline in `folder`.
 
     Args:
         call: keyword arguments of the pipeline.
-        on_step: called with (steps done, steps in all).
     """
+    from diffbody_ref.ops.processing import resize_alpha
     from diffbody_ref.ops.samplers import steps_to_run
+    from runtime.restore import Restoration
 
     pipeline = load_pipeline(folder, device)
     steps = steps_to_run(call["num_inference_steps"], call.get("strength", pipeline.config.strength))
 
-    def run(picture: Picture) -> tuple[np.ndarray, Intermediates, list[str]]:
+    def restore_picture(picture: Picture) -> Restoration:
         on_step(0, steps)
         result = pipeline(
             picture,
@@ -208,76 +229,69 @@ def load_reference(folder: Path, device: str, call: dict[str, Any], on_step: Cal
             return_intermediates=True,
             callback_on_step_end=lambda pipe, step, timestep, tensors: on_step(step + 1, steps),
         )
-        return result.images[0], result.intermediates[0], result.notices[0]
+        pixels = result.images[0]
+        alpha = None if picture.alpha is None else resize_alpha(picture.alpha, *pixels.shape[:2])
+        return Restoration(pixels, alpha, result.intermediates[0], result.notices[0])
 
-    return run
+    return restore_picture
 
 
-def load_bundle(
-    folder: Path, device: str, how: dict[str, Any], call: dict[str, Any], on_step: Callable[[int, int], None]
-) -> Run:
-    """Restoring with the bundle in `folder`; other arguments as for `load_reference`.
+def load_bundle(folder: Path, engines: EngineConfig, call: dict[str, Any], on_step: OnStep) -> RestorePicture:
+    """Restoring with the bundle in `folder`.
 
     Args:
-        how: fields of `runtime.engines.EngineConfig`.
+        call: keyword arguments of `runtime.restore.Restorer.restore`.
     """
-    from runtime.engines import EngineConfig
     from runtime.restore import Restorer
 
-    restorer = Restorer.open(folder, EngineConfig(device=device, **how))
+    restorer = Restorer.open(folder, engines)
 
-    def run(picture: Picture) -> tuple[np.ndarray, Intermediates, list[str]]:
+    def restore_picture(picture: Picture) -> Restoration:
         on_step(0, 1)
-        result = restorer.restore(picture, **call, callback=lambda done: on_step(done.step + 1, done.num_steps))
-        return result.pixels, result.intermediates, result.notices
+        return restorer.restore(picture, **call, callback=lambda done: on_step(done.step + 1, done.num_steps))
 
-    return run
+    return restore_picture
 
 
-def load_client(
-    urls: list[str],
-    api_key: str | None,
-    concurrency: int,
-    timeout: float,
-    call: dict[str, Any],
-    on_step: Callable[[int, int], None],
-    compare: bool,
-) -> Restore:
-    """Restoring on servers; arguments as those of `runtime.triton.client.ClientConfig` and for `load_reference`."""
-    from diffbody.files import Job, Restored
+def load_client(remote: Servers, call: dict[str, Any], on_step: OnStep, compare: bool) -> RestoreFile:
+    """Restoring on servers.
+
+    Args:
+        call: keyword arguments of `runtime.triton.client.Client.restore`.
+        compare: make the side picture of before and after.
+    """
+    from diffbody.files import Job, Output
     from diffbody.side_pictures import before_after
     from runtime.triton.client import Client, ClientConfig, UnavailableError
 
-    client = Client(ClientConfig(tuple(urls), timeout, concurrency=concurrency, api_key=api_key))
+    client = Client(ClientConfig(remote.urls, remote.timeout, concurrency=remote.concurrency, api_key=remote.api_key))
     if not client.is_ready():
-        raise UnavailableError(f"{', '.join(urls)}: no server answers; start one with `diffbody serve`")
-    grpc = not any(url.startswith("http://") for url in urls)
+        raise UnavailableError(f"{', '.join(remote.urls)}: no server answers; start one with `diffbody serve`")
+    grpc = not any(url.startswith("http://") for url in remote.urls)
 
-    def restore_one(picture: Picture, job: Job) -> Restored:
+    def restore_file(picture: Picture, job: Job) -> Output:
         # The file as it is: the server reads it as we do.
         watch = (lambda done: on_step(done.step, done.steps)) if grpc else None
         answer = client.restore(job.source, **call, on_progress=watch)
         made = {"before_after": before_after(picture.pixels, answer.picture.pixels)} if compare else {}
-        return Restored(answer.picture, made, answer.report.notices)
+        return Output(answer.picture, made, answer.report.notices)
 
-    return restore_one
+    return restore_file
 
 
-def with_companions(run: Run, companions: tuple[str, ...]) -> Restore:
-    """A function that restores one picture and draws what goes beside it, for `diffbody.files.run`.
+def with_side_pictures(restore_picture: RestorePicture, names: tuple[str, ...]) -> RestoreFile:
+    """Restoring, and drawing what goes beside the restored picture.
 
     Args:
-        companions: see `diffbody.side_pictures.draw`.
+        names: see `diffbody.side_pictures.draw`.
     """
-    from diffbody.files import Job, Restored
+    from diffbody.files import Job, Output
     from diffbody.side_pictures import draw
     from diffbody_ref.ops.images import Picture
-    from diffbody_ref.ops.processing import resize_alpha
 
-    def restore_one(picture: Picture, job: Job) -> Restored:
-        pixels, found, notices = run(picture)
-        made = draw(companions, picture.pixels, pixels, found)
-        alpha = None if picture.alpha is None else resize_alpha(picture.alpha, *pixels.shape[:2])
-        return Restored(Picture(pixels, alpha), made, notices)
+    def restore_file(picture: Picture, job: Job) -> Output:
+        result = restore_picture(picture)
+        made = draw(names, picture.pixels, result.pixels, result.intermediates)
+        return Output(Picture(result.pixels, result.alpha), made, result.notices)
 
-    return restore_one
+    return restore_file

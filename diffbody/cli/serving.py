@@ -4,38 +4,92 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
-from diffbody.cli.options import Precision, ServedBundle, given
+from diffbody.cli.options import (
+    Bundle,
+    GuidanceName,
+    Precision,
+    engine_option,
+    file_option,
+    flags_for,
+    one_of,
+    server_option,
+    takes,
+)
 from diffbody_ref.ops.builtin import NANO_FOLDER
-from runtime.triton.config import RepositoryConfig, ServerConfig
+from runtime.triton.config import PROFILES, RepositoryConfig, ServerConfig
 
-# How a bundle is served; shared by the commands that make a model repository.
-Profile = Annotated[str, typer.Option(help="`cpu` (ONNX Runtime) or `gpu` (TensorRT plans).")]
-Threads = Annotated[int, typer.Option(help="Of an operator on the CPU; 0 is all cores.")]
-ServedGuidance = Annotated[
-    str | None,
-    typer.Option(help="What runs body guidance: `engine` or `torch`. Default: torch on a GPU.", show_default=False),
-]
-InFlight = Annotated[int, typer.Option(help="Requests sampled at a time; to more, the answer is: unavailable, retry.")]
-Queue = Annotated[int, typer.Option(help="Requests that wait for one model; to more, the same.")]
-MaxPixels = Annotated[int, typer.Option(help="Of a picture at work, from its upscaling or padding.")]
-MaxSeconds = Annotated[float, typer.Option(help="After which a request is given up.")]
+if TYPE_CHECKING:
+    ProfileName = str
+else:
+    ProfileName = Literal[tuple(PROFILES)]
 
 
+def repository_config(
+    bundle: Bundle = None,
+    profile: Annotated[
+        ProfileName,
+        engine_option(
+            "Hardware that the server runs on: `cpu` (ONNX Runtime) or `gpu` (TensorRT plans).", **one_of(ProfileName)
+        ),
+    ] = RepositoryConfig.profile,
+    precision: Precision = RepositoryConfig.precision,
+    body_guidance_engine: Annotated[
+        GuidanceName | None,
+        engine_option(
+            "Runs body guidance: `engine` as the other stages, or `torch` on PyTorch.",
+            show_default="torch on a GPU, engine on a CPU",
+            **one_of(GuidanceName),
+        ),
+    ] = RepositoryConfig.guidance,
+    threads: Annotated[
+        int, engine_option("Number of CPU threads per operator, from 0. 0 takes all cores.")
+    ] = RepositoryConfig.threads,
+    max_in_flight: Annotated[
+        int,
+        server_option(
+            "Number of requests that are sampled at a time. A request beyond it is refused as unavailable, and the "
+            "client tries again later."
+        ),
+    ] = RepositoryConfig.max_in_flight,
+    max_queue: Annotated[
+        int,
+        server_option(
+            "Number of requests that may wait for each model. A request beyond it is refused as unavailable."
+        ),
+    ] = RepositoryConfig.max_queue,
+    max_pixels: Annotated[
+        int, server_option("Largest number of pixels that a picture may have once it is upscaled and padded.")
+    ] = RepositoryConfig.max_pixels,
+    max_seconds: Annotated[
+        float, server_option("Seconds after which a request is given up.")
+    ] = RepositoryConfig.max_seconds,
+) -> RepositoryConfig:
+    """What the server's models are told."""
+    limits = ("max_in_flight", "max_queue", "max_pixels", "max_seconds")
+    with flags_for("profile", "precision", "threads", *limits, guidance="--body-guidance-engine"):
+        return RepositoryConfig(
+            bundle or NANO_FOLDER,
+            profile,
+            precision,
+            body_guidance_engine,
+            threads,
+            max_in_flight,
+            max_queue,
+            max_pixels,
+            max_seconds,
+        )
+
+
+@takes(repository=repository_config)
 def triton_repo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the model repository; one there is replaced.")],
-    bundle: ServedBundle = None,
-    profile: Profile = "cpu",
-    precision: Precision = "float32",
-    guidance: ServedGuidance = None,
-    threads: Threads = 0,
-    max_in_flight: InFlight = RepositoryConfig.max_in_flight,
-    max_queue: Queue = RepositoryConfig.max_queue,
-    max_pixels: MaxPixels = RepositoryConfig.max_pixels,
-    max_seconds: MaxSeconds = RepositoryConfig.max_seconds,
+    out: Annotated[
+        Path,
+        file_option("Folder of the model repository. One that exists is replaced.", "--out", "-o", metavar="FOLDER"),
+    ],
+    *,
+    repository: RepositoryConfig,
 ) -> None:
     """Write the model repository that Triton Inference Server runs, for a server of your own.
 
@@ -45,43 +99,49 @@ def triton_repo(
     """
     from runtime.triton.repository import render
 
-    asked = given(guidance=guidance)
-    config = RepositoryConfig(
-        bundle or NANO_FOLDER,
-        profile,
-        precision,
-        threads=threads,
-        max_in_flight=max_in_flight,
-        max_queue=max_queue,
-        max_pixels=max_pixels,
-        max_seconds=max_seconds,
-        **asked,
-    )
-    print(f"wrote {render(config, out)}")
+    print(f"wrote {render(repository, out)}")
 
 
+@takes(repository=repository_config)
 def serve(
-    bundle: ServedBundle = None,
-    profile: Profile = "cpu",
-    precision: Precision = "float32",
-    guidance: ServedGuidance = None,
-    threads: Threads = 0,
+    *,
+    repository: RepositoryConfig,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; the default is reached from here only.")
-    ] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="0 takes a free one, as for the others.")] = ServerConfig.http_port,
-    grpc_port: Annotated[int, typer.Option(help="What --url of `restore` takes.")] = ServerConfig.grpc_port,
-    metrics_port: Annotated[int, typer.Option(help="Of Prometheus's metrics.")] = ServerConfig.metrics_port,
+        str,
+        server_option("Address to listen on. The default is reached from this machine only.", metavar="ADDRESS"),
+    ] = ServerConfig.host,
+    http_port: Annotated[int, server_option("Port for HTTP. 0 takes a free one.")] = ServerConfig.http_port,
+    grpc_port: Annotated[
+        int, server_option("Port for gRPC, which `diffbody restore --url` takes. 0 takes a free one.")
+    ] = ServerConfig.grpc_port,
+    metrics_port: Annotated[
+        int, server_option("Port for Prometheus metrics. 0 takes a free one.")
+    ] = ServerConfig.metrics_port,
     api_key: Annotated[
         str | None,
-        typer.Option(help="Clients must send it. Better as variable.", envvar="DIFFBODY_API_KEY", show_default=False),
-    ] = None,
-    max_in_flight: InFlight = RepositoryConfig.max_in_flight,
-    max_queue: Queue = RepositoryConfig.max_queue,
-    max_pixels: MaxPixels = RepositoryConfig.max_pixels,
-    max_seconds: MaxSeconds = RepositoryConfig.max_seconds,
-    trace: Annotated[Path | None, typer.Option(help="File for Triton's traces.", show_default=False)] = None,
-    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Triton's log; twice for more.")] = 0,
+        server_option(
+            "Key that clients must send. Other users of this machine can read it in the list of processes, unless it "
+            "comes by the environment variable.",
+            envvar="DIFFBODY_API_KEY",
+            metavar="KEY",
+            show_default=False,
+        ),
+    ] = ServerConfig.api_key,
+    trace: Annotated[
+        Path | None,
+        server_option("File to write Triton's traces of requests to.", metavar="FILE", show_default=False),
+    ] = ServerConfig.trace,
+    verbose: Annotated[
+        int,
+        server_option(
+            "Shows Triton's log; given twice, shows more of it.",
+            "--verbose",
+            "-v",
+            count=True,
+            metavar="",
+            show_default=False,
+        ),
+    ] = 0,
 ) -> None:
     """Serve a bundle with Triton Inference Server, until Ctrl-C.
 
@@ -89,30 +149,26 @@ def serve(
 
     - `diffbody serve`, and in another terminal `diffbody restore photo.jpg --url localhost:8001`
 
-    - `diffbody serve --bundle bundles/mine --host 0.0.0.0 --api-key SECRET`
+    - `DIFFBODY_API_KEY=SECRET diffbody serve --bundle bundles/mine --host 0.0.0.0`
     """
     import tempfile
 
     from runtime.triton.repository import render
     from runtime.triton.server import run_until_stopped
 
-    limits = {"max_in_flight": max_in_flight, "max_queue": max_queue, "max_pixels": max_pixels}
-    asked = given(guidance=guidance, max_seconds=max_seconds, threads=threads, **limits)
     with tempfile.TemporaryDirectory(prefix="diffbody-models-") as folder:
-        repository = render(
-            RepositoryConfig(bundle or NANO_FOLDER, profile, precision, **asked), Path(folder) / "models"
-        )
+        models = render(repository, Path(folder) / "models")
         ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
-        config = ServerConfig(repository, host, **ports, api_key=api_key, trace=trace, verbose=max(0, verbose - 1))
+        config = ServerConfig(models, host, **ports, api_key=api_key, trace=trace, verbose=max(0, verbose - 1))
         run_until_stopped(config, show_log=log_line if verbose else log_warning)
 
 
 def log_line(severity: str, line: str) -> None:
-    """A line of the server's log, on stderr."""
+    """Print a line of the server's log to stderr."""
     print(f"{severity:7s} {line}", file=sys.stderr)
 
 
 def log_warning(severity: str, line: str) -> None:
-    """The same, of warnings and errors."""
+    """Print a line of the server's log to stderr if it is a warning or an error."""
     if severity != "info":
         log_line(severity, line)

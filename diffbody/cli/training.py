@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from diffbody.cli.console import progress_bar
+from diffbody.cli.options import one_of
+
+PresetName = Literal["sd21", "nano"]
 
 
 def train(
     stage: Annotated[
         str,
-        typer.Argument(metavar="STAGE", help="`swinir`, `vae`, `pose`, `parts` or `diffusion`, as the file says too."),
+        typer.Argument(metavar="STAGE", help="Stage to train: `swinir`, `vae`, `pose`, `parts` or `diffusion`."),
     ],
     config: Annotated[
-        Path, typer.Option(help="TOML file; diffbody_ref/training/configs holds nano's and the paper's.")
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Configuration of the stage, a TOML file. The folder diffbody_ref/training/configs holds nano's and "
+            "the paper's.",
+        ),
     ],
     stop_after: Annotated[
         int | None,
-        typer.Option(help="Stop at this step with a checkpoint; the same command goes on.", show_default=False, min=1),
+        typer.Option(
+            help="Step to stop after, with a checkpoint. The same command without this option goes on.",
+            show_default="the last",
+            metavar="<int>",
+            min=1,
+        ),
     ] = None,
 ) -> None:
     """Train one stage, from its newest checkpoint where there is one.
@@ -47,20 +60,30 @@ def train(
 
 def train_all(
     config: Annotated[
-        Path, typer.Option(help="Plan, a TOML file: diffbody_ref/training/configs/*/all.toml.", show_default=False)
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Plan of the stages, a TOML file: all.toml of a folder in diffbody_ref/training/configs.",
+        ),
     ],
     minutes: Annotated[
         float | None,
         typer.Option(
-            help="For everything, over all calls: each stage has its share, and its learning rate falls within it. "
-            "0: no limit. Default: the plan's.",
-            show_default=False,
+            help="Minutes for everything, over all calls: each stage has a share of them, within which its learning "
+            "rate falls. 0 sets no limit.",
+            show_default="the plan's",
+            metavar="<float>",
             min=0,
         ),
     ] = None,
     call_minutes: Annotated[
         float | None,
-        typer.Option(help="End this call after so many; the same command goes on. Default: no end.", min=0),
+        typer.Option(
+            help="Minutes after which this call ends. The same command goes on.",
+            show_default="no end",
+            metavar="<float>",
+            min=0,
+        ),
     ] = None,
 ) -> None:
     """Render people, train every stage, release the model and evaluate it, unattended.
@@ -83,24 +106,32 @@ def train_all(
             print(line, flush=True)
 
 
-def _file(source: str) -> Any:
-    return typer.Option(help=source, show_default=False)
+def _checkpoint(source: str, metavar: str = "FILE") -> Any:
+    return typer.Option(help=source, metavar=metavar, show_default=False)
 
 
 def import_checkpoints(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The training runs' pipeline folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Pipeline folder that training starts from.")],
     stable_diffusion: Annotated[
-        Path | None, _file("Stable Diffusion 2.1-base, a folder in diffusers' layout: unet, vae, text_encoder.")
+        Path | None,
+        _checkpoint("Stable Diffusion 2.1-base in diffusers' layout, with unet, vae and text_encoder.", "FOLDER"),
     ] = None,
-    control: Annotated[Path | None, _file("DiffBIR's ControlNet: v1_general.pth, or general_full_v1.ckpt.")] = None,
-    swinir: Annotated[Path | None, _file("DiffBIR's SwinIR: general_swinir_v1.ckpt, or the full one.")] = None,
-    parts: Annotated[Path | None, _file("BPBReID with HRNet-W32 or ResNet-50.")] = None,
-    pose: Annotated[Path | None, _file("DWPose's or mmpose's RTMPose-l of 133 keypoints, 384x288, .pth.")] = None,
-    pose_detector: Annotated[Path | None, _file("YOLOX-l, yolox_l.pth.")] = None,
+    control: Annotated[
+        Path | None, _checkpoint("DiffBIR's ControlNet: v1_general.pth, or general_full_v1.ckpt.")
+    ] = None,
+    swinir: Annotated[
+        Path | None, _checkpoint("DiffBIR's SwinIR: general_swinir_v1.ckpt, or general_full_v1.ckpt.")
+    ] = None,
+    parts: Annotated[Path | None, _checkpoint("BPBReID with HRNet-W32 or ResNet-50.")] = None,
+    pose: Annotated[
+        Path | None, _checkpoint("RTMPose-l of 133 keypoints at 384x288, DWPose's or mmpose's: a .pth file.")
+    ] = None,
+    pose_detector: Annotated[Path | None, _checkpoint("YOLOX-l: yolox_l.pth.")] = None,
 ) -> None:
-    """Bring public checkpoints into a pipeline folder, to train from; files are loaded without running their code.
+    """Bring public checkpoints into a pipeline folder, to train from. Files are loaded without running their code.
 
-    Whatever is not given stays as it is in OUT; what is missing there is trained from nothing or must be trained first.
+    Networks that are not given stay as they are in OUT. Those that are missing there are trained from nothing, or must
+    be trained first.
 
     Example:
 
@@ -121,13 +152,18 @@ def import_checkpoints(
 
 
 def release(
-    components: Annotated[Path, typer.Argument(metavar="COMPONENTS", help="The training runs' pipeline folder.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the model; one that is there is replaced.")],
-    preset: Annotated[str, typer.Option(help="`nano` or `sd21`: base size and default settings.")] = "nano",
+    components: Annotated[Path, typer.Argument(metavar="COMPONENTS", help="Pipeline folder of the training runs.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the model. One that exists is replaced.")],
+    preset: Annotated[
+        PresetName,
+        typer.Option(help="Preset of the base size and of the default settings.", **one_of(PresetName)),
+    ] = "nano",
     runs: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the training runs: draws their loss curves to OUT/losses.png.", show_default=False
+            metavar="FOLDER",
+            help="Folder of the training runs, whose loss curves are drawn to OUT/losses.png.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
