@@ -36,7 +36,7 @@ from runtime.triton.client import (
     ClientConfig,
     DeadlineError,
     InvalidRequestError,
-    Progress,
+    SamplingProgress,
     UnavailableError,
 )
 from runtime.triton.config import RepositoryConfig, ServerConfig
@@ -208,7 +208,7 @@ def test_sixteen_clients_with_mixed_requests_get_what_they_get_alone(server: Ser
 
 
 def test_progress_is_streamed(server: Server) -> None:
-    seen: list[Progress] = []
+    seen: list[SamplingProgress] = []
     call: dict[str, Any] = {"num_inference_steps": 12, "strength": 1.0}
     with Client(ClientConfig((server.grpc_url,))) as client:
         answer = client.restore(PERSON, **call, on_progress=seen.append, preview_every=4)
@@ -427,7 +427,7 @@ def test_a_triton_that_crashes_at_its_start_is_started_again(
 
 
 def test_a_busy_port_is_said(server: Server, repository: Path) -> None:
-    with pytest.raises(ServerError, match=r"the http port \S+ cannot be had"):
+    with pytest.raises(ServerError, match=r"the http port \S+ cannot be opened"):
         choose_ports(ServerConfig(repository, http_port=server.ports["http"]))
 
 
