@@ -16,7 +16,7 @@ from diffbody_ref.weights import NANO_FOLDER
 from runtime.bundle import MANIFEST, Bundle, PlanTarget, file_entry
 from runtime.triton.client import Client, ClientConfig
 from runtime.triton.config import RepositoryConfig, ServerConfig
-from runtime.triton.contract import ANSWER, MODEL, MODELS, OPTIONS, REQUEST, TRITON_TYPES, plan_model
+from runtime.triton.contract import ANSWER, ENSEMBLE, MODEL, MODELS, OPTIONS, REQUEST, TRITON_TYPES, plan_model
 from runtime.triton.plans import STAGES
 from runtime.triton.repository import render
 from runtime.triton.server import Server
@@ -62,6 +62,26 @@ def test_every_configuration_is_tritons(planned: Path, tmp_path: Path, profile: 
         assert (tmp_path / "models" / name / "1").is_dir()
         if config.backend == "python":
             compile((tmp_path / "models" / name / "1" / "model.py").read_text(), name, "exec")
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+def test_every_model_has_the_contracts_tensors(planned: Path, tmp_path: Path, profile: str) -> None:
+    found = configs(render(RepositoryConfig(planned, profile), tmp_path / "models"))
+    for name, model in MODELS.items():
+        for tensors, listed in ((found[name].input, model.inputs), (found[name].output, model.outputs)):
+            assert [tensor.name for tensor in tensors] == [tensor.name for tensor in listed]
+            for tensor, wanted in zip(tensors, listed, strict=True):
+                dtype = "STRING" if wanted.dtype == "BYTES" else wanted.dtype
+                assert model_config_pb2.DataType.Name(tensor.data_type) == f"TYPE_{dtype}"
+                assert tuple(tensor.dims) == wanted.shape
+        for tensor, wanted in zip(found[name].input, model.inputs, strict=True):
+            assert tensor.optional == wanted.optional
+            assert tensor.allow_ragged_batch == (model.ragged and -1 in wanted.shape)
+    steps = found[MODEL].ensemble_scheduling.step
+    assert [step.model_name for step in steps] == [model.name for model in ENSEMBLE]
+    for step, model in zip(steps, ENSEMBLE, strict=True):
+        assert dict(step.input_map) == {tensor.name: tensor.wire for tensor in model.inputs}
+        assert dict(step.output_map) == {tensor.name: tensor.wire for tensor in model.outputs}
 
 
 def test_the_ensemble_takes_every_option_and_joins_its_models(tmp_path: Path) -> None:
