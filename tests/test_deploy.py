@@ -16,7 +16,7 @@ import yaml
 
 from diffbody import app
 from runtime.triton.config import ServerConfig
-from runtime.triton.contract import MODEL
+from runtime.triton.contract import IN_FLIGHT_METRIC, MODEL, SAMPLER_MODEL, STEPS_METRIC
 from runtime.triton.repository import SOURCES
 from runtime.triton.server import DRAIN_SECONDS, READY_SECONDS, STOP_SECONDS
 
@@ -41,8 +41,7 @@ TRITON_METRICS = {
     "nv_gpu_memory_used_bytes",
     "nv_gpu_memory_total_bytes",
 }
-SAMPLER = (SOURCES / "sampler" / "1" / "model.py").read_text(encoding="utf-8")
-METRICS = TRITON_METRICS | set(re.findall(r'name="(diffbody_\w+)"', SAMPLER))
+METRICS = TRITON_METRICS | {IN_FLIGHT_METRIC, STEPS_METRIC}
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -162,7 +161,7 @@ def test_pods_end_only_when_nothing_is_in_flight() -> None:
     (pattern,) = re.findall(r'grep -q "(.+?)"', script)
     assert pattern.partition(".")[0].removeprefix("^") in METRICS
     for line, busy in (("0", False), ("3", True), ("12", True)):
-        assert bool(re.search(pattern, f'diffbody_in_flight{{model="sampler"}} {line}')) is busy
+        assert bool(re.search(pattern, f'{IN_FLIGHT_METRIC}{{model="{SAMPLER_MODEL}"}} {line}')) is busy
 
 
 def test_pods_have_a_gpu_and_no_more_rights_than_they_need() -> None:
@@ -205,7 +204,7 @@ def test_the_autoscaler_uses_metrics_that_the_server_has() -> None:
         assert f'container="{container()["name"]}"' in rule["seriesQuery"]
         query = rule["metricsQuery"].replace("<<.Series>>", series).replace("<<.LabelMatchers>>", 'pod="a"')
         used |= metrics_in(query.replace("<<.GroupBy>>", "pod"))
-    assert used == {"nv_inference_queue_duration_us", "diffbody_in_flight"}
+    assert used == {"nv_inference_queue_duration_us", IN_FLIGHT_METRIC}
     assert used <= METRICS
 
 

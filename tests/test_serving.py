@@ -24,7 +24,7 @@ from PIL import Image
 
 from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.ops.images import Picture, decode_image, encode_image, read_image
-from runtime.bundle import Bundle
+from runtime.engines import EngineConfig
 from runtime.restore import Restorer
 from runtime.triton.client import (
     AccessError,
@@ -34,7 +34,7 @@ from runtime.triton.client import (
     ClientConfig,
     DeadlineError,
     InvalidRequestError,
-    Progress,
+    SamplingProgress,
     UnavailableError,
 )
 from runtime.triton.config import RepositoryConfig, ServerConfig
@@ -68,7 +68,7 @@ def client(server: Server, request: pytest.FixtureRequest) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def restorer() -> Restorer:
-    return Bundle.open(NANO_FOLDER).restorer(threads=1)
+    return Restorer.open(NANO_FOLDER, EngineConfig(threads=1))
 
 
 def url(server: Server, protocol: str) -> str:
@@ -221,7 +221,7 @@ def test_sixteen_clients_with_mixed_requests_get_what_they_get_alone(server: Ser
 
 def test_progress_is_streamed(server: Server) -> None:
     """The model looks 50 times a second and misses steps on a busy machine: enough steps are taken to see some."""
-    seen: list[Progress] = []
+    seen: list[SamplingProgress] = []
 
     async def watch() -> None:
         async with AsyncClient(ClientConfig((server.grpc_url,))) as client:
@@ -453,7 +453,7 @@ def test_a_triton_that_crashes_at_its_start_is_started_again(
 
 
 def test_a_busy_port_is_said(server: Server, repository: Path) -> None:
-    with pytest.raises(ServerError, match=r"the http port \S+ cannot be had"):
+    with pytest.raises(ServerError, match=r"the http port \S+ cannot be opened"):
         choose_ports(ServerConfig(repository, http_port=server.ports["http"]))
 
 

@@ -14,16 +14,16 @@ from tritonclient.grpc import model_config_pb2
 from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.ops.images import encode_image, read_image
 from runtime.bundle import MANIFEST, Bundle, PlanTarget, file_entry
+from runtime.restore import Restorer
 from runtime.triton.client import Client, ClientConfig
 from runtime.triton.config import RepositoryConfig, ServerConfig
-from runtime.triton.contract import ANSWER, MODEL, OPTIONS, REQUEST, TRITON_TYPES
-from runtime.triton.plans import STAGES, plan_model
-from runtime.triton.repository import SOURCES, render
+from runtime.triton.contract import ANSWER, ENSEMBLE, MODEL, MODELS, OPTIONS, REQUEST, TRITON_TYPES, plan_model
+from runtime.triton.plans import STAGES
+from runtime.triton.repository import render
 from runtime.triton.server import Server
 
 PERSON = Path(__file__).parent.parent / "samples" / "degraded" / "synthetic_1.jpg"
 TARGET = PlanTarget("tensorrt", "10.6.0", ("8.9",), "float32")
-MODELS = {path.parent.name for path in SOURCES.glob("*/config.pbtxt")}
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +57,32 @@ def configs(repository: Path) -> dict[str, model_config_pb2.ModelConfig]:
 @pytest.mark.parametrize("profile", ["cpu", "gpu"])
 def test_every_configuration_is_tritons(planned: Path, tmp_path: Path, profile: str) -> None:
     found = configs(render(RepositoryConfig(planned, profile), tmp_path / "models"))
-    assert set(found) == MODELS | ({plan_model(stage) for stage in STAGES} if profile == "gpu" else set())
+    assert set(found) == set(MODELS) | ({plan_model(stage) for stage in STAGES} if profile == "gpu" else set())
     for name, config in found.items():
         assert config.name == name
         assert (tmp_path / "models" / name / "1").is_dir()
         if config.backend == "python":
             compile((tmp_path / "models" / name / "1" / "model.py").read_text(), name, "exec")
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+def test_every_model_has_the_contracts_tensors(planned: Path, tmp_path: Path, profile: str) -> None:
+    found = configs(render(RepositoryConfig(planned, profile), tmp_path / "models"))
+    for name, model in MODELS.items():
+        for tensors, listed in ((found[name].input, model.inputs), (found[name].output, model.outputs)):
+            assert [tensor.name for tensor in tensors] == [tensor.name for tensor in listed]
+            for tensor, wanted in zip(tensors, listed, strict=True):
+                dtype = "STRING" if wanted.dtype == "BYTES" else wanted.dtype
+                assert model_config_pb2.DataType.Name(tensor.data_type) == f"TYPE_{dtype}"
+                assert tuple(tensor.dims) == wanted.shape
+        for tensor, wanted in zip(found[name].input, model.inputs, strict=True):
+            assert tensor.optional == wanted.optional
+            assert tensor.allow_ragged_batch == (model.ragged and -1 in wanted.shape)
+    steps = found[MODEL].ensemble_scheduling.step
+    assert [step.model_name for step in steps] == [model.name for model in ENSEMBLE]
+    for step, model in zip(steps, ENSEMBLE, strict=True):
+        assert dict(step.input_map) == {tensor.name: tensor.wire for tensor in model.inputs}
+        assert dict(step.output_map) == {tensor.name: tensor.wire for tensor in model.outputs}
 
 
 def test_the_ensemble_takes_every_option_and_joins_its_models(tmp_path: Path) -> None:
@@ -139,11 +159,12 @@ def test_rendering_again_replaces_the_repository(tmp_path: Path) -> None:
 STAND_IN = """
 import triton_python_backend_utils as pb_utils
 from runtime.bundle import Bundle
+from runtime.engines.pool import EnginePool
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.engines = Bundle.open({bundle!r}).engines()
+        self.engines = EnginePool(Bundle.open({bundle!r}))
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
@@ -169,7 +190,7 @@ def test_the_gpu_profile_is_wired_as_the_cpu_one(planned: Path, tmp_path: Path) 
         path.write_text(text)
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
     call = {"num_inference_steps": 2, "guidance_scale": 1.5, "prompt": "a man"}
-    restorer = Bundle.open(planned).restorer()
+    restorer = Restorer.open(planned)
     with (
         Server(ServerConfig(repository, **ports)) as server,  # type: ignore[arg-type]
         Client(ClientConfig((server.grpc_url,))) as client,

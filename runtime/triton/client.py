@@ -1,4 +1,4 @@
-"""The client: pictures restored by a server, over gRPC or HTTP, from asyncio (`AsyncClient`) or without (`Client`)."""
+"""The client: restores pictures on servers, over gRPC or HTTP, in asyncio (`AsyncClient`) or without it (`Client`)."""
 
 from __future__ import annotations
 
@@ -20,35 +20,40 @@ import numpy as np
 from diffbody_ref.ops.images import Picture, decode_image
 from runtime.triton.contract import (
     ANSWER,
+    API_KEY_HEADER,
     CANCEL_MODEL,
-    CANCELLED,
+    GRPC_HEADER_PREFIX,
+    GRPC_STATUS,
+    IMAGE,
     MODEL,
     NUMPY,
+    OUTPUT,
+    PIXELS,
+    PREVIEW,
+    PREVIEW_EVERY,
+    REPORT,
     REQUEST,
+    REQUEST_ID,
+    STEP,
+    STEPS,
     STREAM_MODEL,
-    TIME_OVER,
-    Field,
-    Report,
+    TIME_IS_OVER,
+    WAS_CANCELLED,
+    TritonTensor,
 )
-from runtime.triton.server import API_KEY_HEADER
+from runtime.triton.errors import split_code
+from runtime.triton.messages import RestorationReport
 
 T = TypeVar("T")
 
 Image = bytes | Path | np.ndarray
-"""An encoded picture, a file of one, or RGB as uint8 (H, W, 3)."""
+"""An encoded picture, the path of a picture file, or RGB as uint8 (H, W, 3)."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between tries; each pause is twice the last
-DEAD_SECONDS = 10.0  # that a server which did not answer is left alone, while there are others
-GRACE = 5.0  # seconds beyond a deadline, in which the server may say so itself
-# How gRPC words a connection that cannot be made or broke; the server's own "unavailable" says what it is busy with.
+DEAD_SECONDS = 10.0  # how long a server that did not answer is left out, while there are others
+GRACE_SECONDS = 5.0  # beyond a deadline, in which the server may report it itself
+# gRPC's words for a connection that failed or broke; the server's own "unavailable" tells what it is busy with.
 BROKEN = ("connect", "socket closed", "connection reset", "recvmsg", "goaway", "end of tcp", "stream removed")
-# What the stream model puts before its messages.
-STREAM_CODES = {
-    "INVALID_ARG": "StatusCode.INVALID_ARGUMENT",
-    "UNAVAILABLE": "StatusCode.UNAVAILABLE",
-    "CANCELLED": "StatusCode.CANCELLED",
-    "INTERNAL": "StatusCode.INTERNAL",
-}
 
 
 class ClientError(RuntimeError):
@@ -56,11 +61,11 @@ class ClientError(RuntimeError):
 
 
 class InvalidRequestError(ClientError, ValueError):
-    """The server does not take the request as it is: a picture, an option or its range."""
+    """The server refuses the request as it is: its picture, or an option."""
 
 
 class UnavailableError(ClientError, ConnectionError):
-    """No server answered, or all were busy, as often as it was tried."""
+    """No server answered, or all were busy, at every try."""
 
 
 class DeadlineError(ClientError, TimeoutError):
@@ -68,12 +73,18 @@ class DeadlineError(ClientError, TimeoutError):
 
 
 class AccessError(ClientError, PermissionError):
-    """The server wants an API key, or another one."""
+    """The server asks for an API key, or for another one."""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a restoration is: steps done and in all; a preview (JPEG) where one was asked for."""
+class SamplingProgress:
+    """How far a restoration is.
+
+    Attributes:
+        step: number of steps done.
+        steps: number of steps in all.
+        preview: the picture so far (JPEG), where one was asked for.
+    """
 
     step: int
     steps: int
@@ -82,29 +93,37 @@ class Progress:
 
 @dataclass(frozen=True)
 class Answer:
-    """A restored picture as the server encoded it, and what it says of its work."""
+    """A server's answer.
+
+    Attributes:
+        image: the restored picture as the server encoded it.
+        report: what the server tells about its work.
+    """
 
     image: bytes
-    report: Report
+    report: RestorationReport
 
     @property
     def picture(self) -> Picture:
-        """The picture decoded."""
+        """The restored picture, decoded."""
         return decode_image(self.image, "the server's answer")
 
 
 @dataclass(frozen=True)
 class ClientConfig:
-    """Which servers, and how patiently.
+    """Which servers a client uses, and how long it waits for them.
 
     Attributes:
         urls: "host:port" and "grpc://host:port" are gRPC (port 8001), "http://host:port" is HTTP (port 8000). Of
             several, each restoration takes the next one, and leaves out those that do not answer.
         timeout: seconds for one restoration with all its tries.
-        tries: of one restoration, while servers are busy or cannot be reached.
-        concurrency: restorations at a time of `restore_many`.
-        api_key: what the server was started with.
-        shared_memory: hand pictures over in this machine's shared memory.
+        tries: number of tries of one restoration, while servers are busy or cannot be reached.
+        concurrency: number of restorations that `restore_many` runs at a time.
+        api_key: the key that the server was started with.
+        shared_memory: hand pictures over in shared memory, to a server on this machine.
+
+    Raises:
+        ValueError: there is no URL, or a number is not above 0.
     """
 
     urls: tuple[str, ...] = ("localhost:8001",)
@@ -124,7 +143,15 @@ class ClientConfig:
 
 @dataclass
 class _Server:
-    """One server: its URL as it was given, how to speak to it, and until when it counts as dead."""
+    """One server.
+
+    Attributes:
+        url: as it was given.
+        protocol: "grpc" or "http".
+        address: "host:port".
+        client: tritonclient's, once it is needed.
+        dead_until: on the monotonic clock; until then it is left out.
+    """
 
     url: str
     protocol: str
@@ -134,10 +161,10 @@ class _Server:
 
 
 class AsyncClient:
-    """Restores pictures through servers, for asyncio. An asynchronous context manager.
+    """Restores pictures on servers, for asyncio. An asynchronous context manager.
 
     Raises:
-        ValueError: a URL that is none.
+        ValueError: a server's URL is none.
     """
 
     def __init__(self, config: ClientConfig | None = None) -> None:
@@ -159,24 +186,29 @@ class AsyncClient:
         self,
         image: Image,
         *,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[SamplingProgress], None] | None = None,
         preview_every: int = 0,
         **asked: Any,
     ) -> Answer:
         """Restore a picture.
 
         Args:
+            image: the degraded picture.
             on_progress: called after each step (gRPC only).
-            preview_every: steps between previews for `on_progress`; 0 is none.
+            preview_every: number of steps between previews for `on_progress`; 0 is none.
             asked: prompt, negative_prompt, seed, output_format, and the options of
                 `diffbody_ref.ops.options.RestoreOptions`; what is left out, or None, is the server's default.
 
         Raises:
-            InvalidRequestError, UnavailableError, DeadlineError, AccessError, ClientError: see there.
+            InvalidRequestError: the server refuses the request as it is.
+            UnavailableError: no server answered, or all were busy, at every try.
+            DeadlineError: the answer did not come in time.
+            AccessError: the server asks for another API key.
+            ClientError: any other failure, such as a fault of the server.
         """
         tensors = request_tensors(image, asked)
         if preview_every:
-            tensors["PREVIEW_EVERY"] = np.array([preview_every], np.int64)
+            tensors[PREVIEW_EVERY.name] = np.array([preview_every], np.int64)
         request_id, deadline = uuid.uuid4().hex, time.monotonic() + self.config.timeout
         pause, last = FIRST_PAUSE, ClientError("")
         for attempt in range(self.config.tries):
@@ -185,13 +217,13 @@ class AsyncClient:
             if left <= 0:
                 break
             try:
-                async with asyncio.timeout(left + GRACE):
+                async with asyncio.timeout(left + GRACE_SECONDS):
                     return await self._ask(server, tensors, request_id, left, on_progress)
             except asyncio.CancelledError:
-                await self._take_back(server, request_id)
+                await self._cancel(server, request_id)
                 raise
             except TimeoutError as error:
-                await self._take_back(server, request_id)
+                await self._cancel(server, request_id)
                 if isinstance(error, DeadlineError):
                     raise
                 break
@@ -208,7 +240,11 @@ class AsyncClient:
     async def restore_many(
         self, images: Iterable[Image], **asked: Any
     ) -> AsyncIterator[tuple[int, Answer | ClientError]]:
-        """Restore pictures, some at a time: their numbers, from 0, with answers or errors, as they come."""
+        """Restore pictures, `concurrency` at a time; arguments as those of `restore`.
+
+        Yields:
+            The number of a picture, from 0, with its answer or error, in the order in which they come.
+        """
         limit = asyncio.Semaphore(self.config.concurrency)
 
         async def one(number: int, image: Image) -> tuple[int, Answer | ClientError]:
@@ -227,7 +263,7 @@ class AsyncClient:
                 task.cancel()
 
     async def is_ready(self) -> bool:
-        """Whether one of the servers can answer."""
+        """Whether at least one of the servers can answer."""
         for server in self.servers:
             with contextlib.suppress(Exception):
                 if await self._client(server).is_server_ready():
@@ -235,10 +271,14 @@ class AsyncClient:
         return False
 
     def _choose(self, stream: bool) -> _Server:
-        """The next server that is not dead, or the one that is dead for longest."""
+        """The next server that is not dead, or the one that is dead for longest.
+
+        Raises:
+            InvalidRequestError: a stream is wanted, and no server speaks gRPC.
+        """
         usable = [server for server in self.servers if server.protocol == "grpc" or not stream]
         if not usable:
-            raise InvalidRequestError(f"{self.servers[0].url}: progress is told over gRPC only")
+            raise InvalidRequestError(f"{self.servers[0].url}: progress can be reported over gRPC only")
         turn = self._next
         self._next += 1
         in_turn = [usable[(turn + place) % len(usable)] for place in range(len(usable))]
@@ -258,7 +298,7 @@ class AsyncClient:
     def _headers(self, server: _Server) -> dict[str, str]:
         if self.config.api_key is None:
             return {}
-        prefix = "triton-grpc-protocol-" if server.protocol == "grpc" else ""
+        prefix = GRPC_HEADER_PREFIX if server.protocol == "grpc" else ""
         return {prefix + API_KEY_HEADER: self.config.api_key}
 
     async def _ask(
@@ -267,7 +307,7 @@ class AsyncClient:
         tensors: dict[str, np.ndarray],
         request_id: str,
         seconds: float,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: Callable[[SamplingProgress], None] | None,
     ) -> Answer:
         """One try on one server."""
         try:
@@ -276,16 +316,19 @@ class AsyncClient:
                 call = {"inputs": inputs, "request_id": request_id, "timeout": int(seconds * 1e6)}
                 if on_progress is not None:
                     return await self._stream(server, call, on_progress)
-                names = [f.name for f in ANSWER]
                 headers = self._headers(server)
                 result = await self._client(server).infer(MODEL, headers=headers, **call)
-                return _answer(*(result.as_numpy(name) for name in names))
+                return _answer(*(result.as_numpy(tensor.name) for tensor in ANSWER))
         except (ClientError, asyncio.CancelledError):
             raise
         except Exception as error:
             raise _as_client_error(server, error) from error
 
-    async def _stream(self, server: _Server, call: dict[str, Any], on_progress: Callable[[Progress], None]) -> Answer:
+    async def _stream(
+        self, server: _Server, call: dict[str, Any], on_progress: Callable[[SamplingProgress], None]
+    ) -> Answer:
+        """One try on one server, by the model that reports progress."""
+
         async def requests() -> AsyncIterator[dict[str, Any]]:
             yield {"model_name": STREAM_MODEL, **call}
 
@@ -293,12 +336,12 @@ class AsyncClient:
         async for result, error in self._client(server).stream_infer(requests(), headers=self._headers(server)):
             if error is not None:
                 raise error
-            if (image := result.as_numpy("OUTPUT")) is not None:
-                answer = _answer(image, result.as_numpy("REPORT"))
+            if (image := result.as_numpy(OUTPUT.name)) is not None:
+                answer = _answer(image, result.as_numpy(REPORT.name))
                 continue
-            step, steps = (int(result.as_numpy(name).item()) for name in ("STEP", "STEPS"))
-            preview = result.as_numpy("PREVIEW")
-            on_progress(Progress(step, steps, None if preview is None else preview.reshape(-1)[0]))
+            step, steps = (int(result.as_numpy(tensor.name).item()) for tensor in (STEP, STEPS))
+            preview = result.as_numpy(PREVIEW.name)
+            on_progress(SamplingProgress(step, steps, None if preview is None else preview.reshape(-1)[0]))
         if answer is None:
             raise UnavailableError(f"{server.url}: the stream ended without an answer")
         return answer
@@ -311,7 +354,7 @@ class AsyncClient:
         from tritonclient.utils import np_to_triton_dtype
 
         tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-        if self.config.shared_memory and name in ("IMAGE", "PIXELS"):
+        if self.config.shared_memory and name in (IMAGE.name, PIXELS.name):
             region, size = await stack.enter_async_context(self._shared(server, array))
             tensor.set_shared_memory(region, size)
         else:
@@ -320,7 +363,11 @@ class AsyncClient:
 
     @contextlib.asynccontextmanager
     async def _shared(self, server: _Server, array: np.ndarray) -> AsyncIterator[tuple[str, int]]:
-        """The array in shared memory that the server knows; the region's name and its bytes."""
+        """The array in shared memory that the server knows.
+
+        Yields:
+            The region's name and its size in bytes.
+        """
         from tritonclient.utils import serialize_byte_tensor, shared_memory
 
         data = serialize_byte_tensor(array).item() if array.dtype == np.object_ else array.tobytes()
@@ -338,12 +385,12 @@ class AsyncClient:
         finally:
             shared_memory.destroy_shared_memory_region(region)
 
-    async def _take_back(self, server: _Server, request_id: str) -> None:
-        """Tell the server that nobody waits any more, so that it stops working on the request."""
+    async def _cancel(self, server: _Server, request_id: str) -> None:
+        """Tell the server that nobody waits for the request any more, so that it stops working on it."""
         array = np.array([request_id.encode()], np.object_)
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(GRACE), contextlib.AsyncExitStack() as stack:
-                inputs = [await self._input(stack, server, "REQUEST_ID", array)]
+            async with asyncio.timeout(GRACE_SECONDS), contextlib.AsyncExitStack() as stack:
+                inputs = [await self._input(stack, server, REQUEST_ID.name, array)]
                 await self._client(server).infer(CANCEL_MODEL, inputs, headers=self._headers(server))
 
 
@@ -372,7 +419,7 @@ class Client:
         return self._run(self._client.restore(image, **asked))
 
     def restore_many(self, images: Iterable[Image], **asked: Any) -> list[Answer | ClientError]:
-        """Restore pictures, some at a time: answers or errors in the pictures' order."""
+        """Restore pictures, `concurrency` at a time: answers or errors in the pictures' order."""
 
         async def collect() -> dict[int, Answer | ClientError]:
             return {number: result async for number, result in self._client.restore_many(images, **asked)}
@@ -381,7 +428,7 @@ class Client:
         return [results[number] for number in sorted(results)]
 
     def is_ready(self) -> bool:
-        """Whether one of the servers can answer."""
+        """Whether at least one of the servers can answer."""
         return self._run(self._client.is_ready())
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -394,54 +441,59 @@ class Client:
 
 
 def request_tensors(image: Image, asked: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A call as the tensors of `contract.REQUEST`.
+    """A call as the tensors of `contract.REQUEST`, by name.
+
+    Args:
+        image: the degraded picture.
+        asked: the other arguments of `AsyncClient.restore`.
 
     Raises:
         InvalidRequestError: an unknown name, or a value that its tensor cannot hold.
     """
-    fields = {f.key: f for f in REQUEST if f.name not in ("IMAGE", "PIXELS")}
-    if unknown := asked.keys() - fields.keys():
-        raise InvalidRequestError(f"unknown option {min(unknown)!r}; known are {', '.join(fields)}")
+    known = {tensor.argument: tensor for tensor in REQUEST if tensor not in (IMAGE, PIXELS)}
+    if unknown := asked.keys() - known.keys():
+        raise InvalidRequestError(f"unknown option {min(unknown)!r}; known are {', '.join(known)}")
     tensors: dict[str, np.ndarray] = {}
     if isinstance(image, np.ndarray):
-        tensors["PIXELS"] = np.ascontiguousarray(image)
+        tensors[PIXELS.name] = np.ascontiguousarray(image)
     else:
         data = image.read_bytes() if isinstance(image, Path) else image
-        tensors["IMAGE"] = np.array([data], np.object_)
+        tensors[IMAGE.name] = np.array([data], np.object_)
     for name, value in asked.items():
         if value is not None:
-            tensors[fields[name].name] = _tensor(fields[name], value)
+            tensors[known[name].name] = _array(known[name], value)
     return tensors
 
 
-def _tensor(f: Field, value: Any) -> np.ndarray:
-    """
+def _array(tensor: TritonTensor, value: Any) -> np.ndarray:
+    """The value as an array of the tensor's dtype, (1,).
+
     Raises:
-        InvalidRequestError: the tensor cannot hold the value, or only another one.
+        InvalidRequestError: the tensor cannot hold the value exactly.
     """
     try:
-        array = np.array([value.encode() if isinstance(value, str) else value], NUMPY[f.dtype])
+        array = np.array([value.encode() if isinstance(value, str) else value], NUMPY[tensor.dtype])
         if isinstance(value, str) or array[0] == value or np.isnan(value):
             return array
     except (OverflowError, TypeError, ValueError):
         pass
-    raise InvalidRequestError(f"{f.key} cannot be {value!r}; it is of type {f.dtype}")
+    raise InvalidRequestError(f"{tensor.argument} cannot be {value!r}; its type is {tensor.dtype}")
 
 
 def _parse(url: str) -> _Server:
     protocol, _, address = url.rpartition("://")
     host, _, port = address.rpartition(":")
     if protocol not in ("", "grpc", "http") or not host or not port.isdigit():
-        raise ValueError(f"{url!r} is no URL of a server; such are localhost:8001 (gRPC) and http://localhost:8000")
+        raise ValueError(f"{url!r} is no URL of a server; give one such as localhost:8001 or http://localhost:8000")
     return _Server(url, protocol or "grpc", address)
 
 
 def _answer(image: np.ndarray, report: np.ndarray) -> Answer:
-    return Answer(bytes(image.reshape(-1)[0]), Report.from_json(report.reshape(-1)[0]))
+    return Answer(bytes(image.reshape(-1)[0]), RestorationReport.from_json(report.reshape(-1)[0]))
 
 
 def _as_client_error(server: _Server, error: Exception) -> ClientError:
-    """What the protocols' libraries raise, as one of ours; a server that cannot be reached is dead for a while."""
+    """An error of the protocols' libraries as one of ours; a server that cannot be reached is left out for a while."""
     # gRPC's own errors have a code and details, tritonclient's a status and a message.
     status, message = (
         str(next((getattr(error, name)() for name in names if hasattr(error, name)), otherwise))
@@ -449,15 +501,16 @@ def _as_client_error(server: _Server, error: Exception) -> ClientError:
     )
     text = re.sub(rf"in ensemble '{MODEL}', |\[request id: \w+\] ", "", " ".join(message.split()))
     text = text or type(error).__name__
-    if found := re.match(rf"({'|'.join(STREAM_CODES)}): ", text):  # gRPC streams have no other place for it
-        status, text = STREAM_CODES[found[1]], text[found.end() :]
+    code, text = split_code(text)
+    if code is not None:  # of an error in a stream
+        status = GRPC_STATUS[code]
     line = f"{server.url}: {text}"
-    if TIME_OVER in text or CANCELLED in text:  # over HTTP, also a 400
+    if TIME_IS_OVER in text or WAS_CANCELLED in text:  # over HTTP with the status 400
         return DeadlineError(line)
     if status in ("400", "StatusCode.INVALID_ARGUMENT", "StatusCode.OUT_OF_RANGE", "413"):
         return InvalidRequestError(line)
     if status in ("401", "403", "StatusCode.UNAUTHENTICATED", "StatusCode.PERMISSION_DENIED") or "restricted" in text:
-        return AccessError(f"{server.url}: the server wants another API key")
+        return AccessError(f"{server.url}: the server asks for another API key")
     if status in ("499", "504", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED"):
         return DeadlineError(line)
     unreachable = isinstance(error, OSError) or (not status and type(error).__module__.startswith("aiohttp"))

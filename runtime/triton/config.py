@@ -1,4 +1,4 @@
-"""What can be said of a server: which models it has, how it listens. Without numpy, so that the command starts fast."""
+"""The settings of a server: which models it has and how it listens. Free of numpy, so that the command starts fast."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ PROFILES = ("cpu", "gpu")
 
 @dataclass(frozen=True)
 class RepositoryConfig:
-    """What the models are told.
+    """The settings of the models, written into the model repository; checked when made.
 
     Attributes:
-        bundle: folder. profile: one of `PROFILES`.
+        bundle: folder of the bundle that is served.
+        profile: one of `PROFILES`; "cpu" runs on ONNX Runtime, "gpu" on the bundle's TensorRT plans.
         precision: of the bundle's graphs.
-        guidance: "engine" or "torch", what runs the gradient of eq. 6; None is torch on a GPU, where it has xformers.
-        threads: of an operator on the CPU; 0 is all cores.
-        max_in_flight: requests that are sampled at a time; to more, the server answers "unavailable".
-        max_queue: requests that wait for one model; to more, as well.
-        join_at_steps: newcomers join the running batch at its next step. False: they wait until it is done, which is
-            slower; to compare.
-        max_pixels: of a picture at work. max_seconds: after which a request is given up.
+        guidance: "engine" or "torch", what runs the gradient of eq. 6. None is torch on a GPU, where it has xformers,
+            and the engine elsewhere.
+        threads: number of CPU threads per operator; 0 is all cores.
+        max_in_flight: number of requests that are sampled at a time; further ones are answered "unavailable".
+        max_queue: number of requests that wait for one model; further ones are answered "unavailable".
+        max_pixels: largest picture at the working size.
+        max_seconds: seconds after which a request is given up.
+        join_at_steps: whether newcomers join the running batch at its next step. False lets them wait until it is done,
+            which is slower; for comparisons.
+
+    Raises:
+        ValueError: a value out of its range; names it.
     """
 
     bundle: Path
@@ -49,16 +55,18 @@ class RepositoryConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How the server listens and what it says.
+    """How the server listens and what it logs.
 
     Attributes:
-        repository: of `runtime.triton.repository.render`.
-        host: the address it binds; only this machine can reach the default.
-        http_port, grpc_port, metrics_port: 0 takes a free one.
-        api_key: clients must send it as the header "x-api-key" (gRPC: "triton-grpc-protocol-x-api-key"); only health
-            and metrics are open without.
-        trace: a file for Triton's traces of requests.
-        verbose: Triton's verbose log level.
+        repository: folder that `runtime.triton.repository.render` wrote.
+        host: the address to listen on; the default can be reached from this machine only.
+        http_port: port of HTTP; 0 takes a free one.
+        grpc_port: port of gRPC; 0 takes a free one.
+        metrics_port: port of the Prometheus metrics; 0 takes a free one.
+        api_key: what clients must send as the header "x-api-key" (gRPC: "triton-grpc-protocol-x-api-key"). Health and
+            metrics are open without it. None asks for none.
+        trace: file for Triton's traces of requests.
+        verbose: Triton's verbose log level; 0 is off.
     """
 
     repository: Path

@@ -1,176 +1,296 @@
-"""What a request to the server holds, and what its answer: one list, of which model configurations, the server's checks
-and the client derive.
+"""Every name that the server, its models and its clients share, each spelled once: models, tensors, metrics, parameters
+of models, headers, error codes and error phrases.
 
-A request is one picture. Every field but the picture is optional; what is left out is the bundle's or the option's
-default.
+The model configurations, the checks of a request and the client are all derived from the tables here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self, get_type_hints
 
 import numpy as np
 
-from diffbody_ref.ops.images import MAX_PIXELS, MIN_SIDE, Picture, decode_image
-from diffbody_ref.ops.noise import check_seed
 from diffbody_ref.ops.options import RestoreOptions
+from runtime.engines.config import EngineConfig
 
-MODEL = "diffbody"
-STREAM_MODEL = "diffbody_stream"
+# ---- Models ----
+
+MODEL = "diffbody"  # the ensemble: one picture a request
+STREAM_MODEL = "diffbody_stream"  # the same with a response after each step
 CANCEL_MODEL = "cancel"
+SAMPLER_MODEL = "sampler"
 
-MAX_PROMPT = 10_000  # characters; the text encoder reads the first 75 tokens
-MAX_FILE = 64 << 20  # bytes of an encoded picture
-FORMATS = ("png", "jpg", "webp")
 
-# Of errors, where Triton drops their codes on the way to the client.
-TIME_OVER = "the request's time is over"
-CANCELLED = "the request was cancelled"
-BUSY = "requests are in flight, which is the most; retry later"
-QUEUE_FULL = "maximum queue size"  # Triton's own words
+def plan_model(stage: str) -> str:
+    """The name of the model that runs a stage's TensorRT plan."""
+    return f"{stage}_plan"
 
-DTYPES = {int: "INT64", float: "FP64", str: "BYTES", bool: "BOOL"}
+
+# ---- Tensors ----
+
+DTYPES = {int: "INT64", float: "FP64", str: "BYTES", bool: "BOOL"}  # Triton's dtype of an option's Python type
 TRITON_TYPES = {"float32": "FP32", "float16": "FP16", "int64": "INT64", "int32": "INT32"}  # by numpy's names
 NUMPY = {"INT64": np.int64, "UINT64": np.uint64, "FP64": np.float64, "BYTES": np.object_, "BOOL": np.bool_}
 
 
 @dataclass(frozen=True)
-class Field:
-    """A tensor of a request: its name and Triton's name of its dtype; -1 in the shape is any size."""
+class TritonTensor:
+    """An input or output of one of the server's models.
+
+    Attributes:
+        name: as the model calls it.
+        dtype: Triton's name of it.
+        shape: without the batch; -1 is any size.
+        optional: a request may leave it out.
+        wire: the name of the ensemble's tensor that it is connected to.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...] = (1,)
+    optional: bool = False
+    wire: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "wire", self.wire or self.name)
 
     @property
-    def key(self) -> str:
-        """How Python calls it: "NUM_INFERENCE_STEPS" is num_inference_steps."""
+    def argument(self) -> str:
+        """The name of a request's tensor in Python calls: "NUM_INFERENCE_STEPS" is num_inference_steps."""
         return self.name.lower()
 
+    def named(self, name: str) -> TritonTensor:
+        """The same tensor of the ensemble, as a model sees it that calls it by another name."""
+        return dataclasses.replace(self, name=name)
 
-def _option_fields() -> tuple[Field, ...]:
+
+def _option_tensors() -> tuple[TritonTensor, ...]:
     hints = get_type_hints(RestoreOptions)
     kinds = {name: next(kind for kind in DTYPES if hint in (kind, kind | None)) for name, hint in hints.items()}
-    return tuple(Field(f.name.upper(), DTYPES[kinds[f.name]]) for f in dataclasses.fields(RestoreOptions))
+    names = [f.name for f in dataclasses.fields(RestoreOptions)]
+    return tuple(TritonTensor(name.upper(), DTYPES[kinds[name]], optional=True) for name in names)
 
 
-OPTIONS = _option_fields()
-REQUEST = (
-    Field("IMAGE", "BYTES"),
-    Field("PIXELS", "UINT8", (-1, -1, 3)),
-    Field("PROMPT", "BYTES"),
-    Field("NEGATIVE_PROMPT", "BYTES"),
-    Field("SEED", "UINT64"),
-    Field("OUTPUT_FORMAT", "BYTES"),
-    *OPTIONS,
-)
-"""Either IMAGE, an encoded picture, or PIXELS, RGB."""
+# A request. Every tensor but the picture is optional; what is left out is the bundle's or the option's default. The
+# picture is either IMAGE, an encoded file, or PIXELS, RGB.
+IMAGE = TritonTensor("IMAGE", "BYTES", optional=True)
+PIXELS = TritonTensor("PIXELS", "UINT8", (-1, -1, 3), optional=True)
+PROMPT = TritonTensor("PROMPT", "BYTES", optional=True)
+NEGATIVE_PROMPT = TritonTensor("NEGATIVE_PROMPT", "BYTES", optional=True)
+SEED = TritonTensor("SEED", "UINT64", optional=True)
+OUTPUT_FORMAT = TritonTensor("OUTPUT_FORMAT", "BYTES", optional=True)
+OPTIONS = _option_tensors()
+REQUEST = (IMAGE, PIXELS, PROMPT, NEGATIVE_PROMPT, SEED, OUTPUT_FORMAT, *OPTIONS)
 
-ANSWER = (Field("OUTPUT", "BYTES"), Field("REPORT", "BYTES"))
-"""The encoded restored picture, and a `Report` as JSON."""
+# The answer: the encoded restored picture, and a `runtime.triton.messages.RestorationReport` as JSON.
+OUTPUT = TritonTensor("OUTPUT", "BYTES")
+REPORT = TritonTensor("REPORT", "BYTES")
+ANSWER = (OUTPUT, REPORT)
+
+# What the stream model has beside them: the steps between previews; steps done and in all, and a preview (JPEG).
+PREVIEW_EVERY = TritonTensor("PREVIEW_EVERY", "INT64", optional=True)
+STEP = TritonTensor("STEP", "INT64")
+STEPS = TritonTensor("STEPS", "INT64")
+PREVIEW = TritonTensor("PREVIEW", "BYTES")
+
+# Of the model that cancels: the ID of the request to stop, and whether the note of it was left.
+REQUEST_ID = TritonTensor("REQUEST_ID", "BYTES")
+OK = TritonTensor("OK", "BOOL")
+
+# What every model of the ensemble has: `runtime.triton.settings.Settings` as JSON; when its work began and ended, in
+# seconds of the Unix clock.
+SETTINGS = TritonTensor("SETTINGS", "BYTES", wire="settings")
+SPAN = TritonTensor("SPAN", "FP64", (2,))
+
+# What goes from model to model, in the notation of `diffbody_ref.pipeline`; P people, K parts.
+PICTURE = TritonTensor("picture", "FP32", (3, -1, -1))  # y at its padded working size, in [0, 1]
+ALPHA = TritonTensor("alpha", "FP32", (-1, -1))  # the picture's opacity; 0×0 where it has none
+REGRESSION = TritonTensor("regression", "FP32", (3, -1, -1))  # r
+BOXES = TritonTensor("boxes", "FP32", (-1, 5))  # of the people: x0, y0, x1, y1 in pixels, score
+POSE = TritonTensor("pose", "FP32", (3, -1, -1))
+ATTENTION = TritonTensor("attention", "FP32", (-1, -1, -1))  # (K+1, H, W)
+EMBEDDINGS = TritonTensor("embeddings", "FP32", (-1, -1, -1))  # φ(r), (P, K, D)
+VISIBILITY = TritonTensor("visibility", "FP32", (-1, -1))  # v, (P, K)
+WINDOWS = TritonTensor("windows", "FP32", (-1, 4))  # of the people, in pixels
+TEXT = TritonTensor("text", "FP32", (-1, -1, -1))  # c, or c and the negative prompt's, (1 or 2, L, D)
+Z_R = TritonTensor("z_r", "FP32", (-1, -1, -1))
+Z_0 = TritonTensor("z_0", "FP32", (-1, -1, -1))
+DECODED = TritonTensor("decoded", "FP32", (3, -1, -1))
+LOSS_CURVE = TritonTensor("loss_curve", "BYTES")  # JSON
+NOTICES = TritonTensor("notices", "BYTES")  # JSON
+STEPS_DONE = TritonTensor("steps", "INT64")
+
+# Models that run one graph call their tensors as the graph does, so that a TensorRT plan takes them as they are.
+LATENTS = Z_R.named("latents")
+SAMPLED = Z_0.named("sampled")
+
+
+# ---- Which model has which tensors ----
 
 
 @dataclass(frozen=True)
-class Request:
-    """A checked request."""
-
-    picture: Picture
-    options: dict[str, Any] = field(default_factory=dict)
-    prompt: str = ""
-    negative_prompt: str = ""
-    seed: int = 0
-    output_format: str = "png"
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the server says of a restoration.
+class ModelTensors:
+    """The inputs and outputs of one of the server's models.
 
     Attributes:
-        spans: of each model, when it began and ended its work on the request, in seconds since the first began.
-        steps: sampling steps. people: found in the picture. loss_curve: (timestep, loss of eq. 6) of guided steps.
-        notices: lines for whoever asked.
+        name: of the model.
+        inputs: tensors that it takes.
+        outputs: tensors that it returns.
+        ragged: inputs of different sizes come in one batch.
     """
 
-    spans: dict[str, tuple[float, float]]
-    steps: int
-    people: int
-    loss_curve: list[tuple[int, float]]
-    notices: list[str]
+    name: str
+    inputs: tuple[TritonTensor, ...]
+    outputs: tuple[TritonTensor, ...]
+    ragged: bool = False
 
-    def to_json(self) -> str:
-        """One line."""
-        return json.dumps(dataclasses.asdict(self))
+
+def span_input(model: str) -> TritonTensor:
+    """The input of `postprocess` that receives another model's span."""
+    return dataclasses.replace(SPAN, name=f"SPAN_{model.upper()}", wire=f"span_{model}")
+
+
+def _timed(
+    name: str, inputs: tuple[TritonTensor, ...], outputs: tuple[TritonTensor, ...], ragged: bool = False
+) -> ModelTensors:
+    """A model that also returns its span."""
+    return ModelTensors(name, inputs, (*outputs, span_input(name).named(SPAN.name)), ragged)
+
+
+_TARGET = (EMBEDDINGS, VISIBILITY, WINDOWS)  # what body guidance aims at
+TIMED_MODELS = (
+    _timed("preprocess", REQUEST, (PICTURE, ALPHA, SETTINGS)),
+    _timed("restorer", (PICTURE, SETTINGS), (REGRESSION,)),
+    _timed("pose", (REGRESSION, SETTINGS), (BOXES, POSE)),
+    _timed("parts", (REGRESSION, BOXES, SETTINGS), (ATTENTION, *_TARGET)),
+    _timed("text_encoder", (SETTINGS,), (TEXT,)),
+    _timed("vae_encoder", (REGRESSION.named(PICTURE.name), SETTINGS), (LATENTS,)),
+    _timed(
+        SAMPLER_MODEL,
+        (LATENTS, POSE, ATTENTION, TEXT, *_TARGET, BOXES, SETTINGS),
+        (SAMPLED, LOSS_CURVE, NOTICES, STEPS_DONE),
+        ragged=True,
+    ),
+    _timed("vae_decoder", (Z_0.named(LATENTS.name), Z_R, REGRESSION, SETTINGS), (DECODED.named(PICTURE.name),)),
+)
+"""The models of the ensemble whose spans the last one, `postprocess`, reports."""
+
+_SPANS = tuple(span_input(model.name) for model in TIMED_MODELS)
+_POSTPROCESS = ModelTensors(
+    "postprocess",
+    (DECODED, REGRESSION, ALPHA, BOXES, LOSS_CURVE, NOTICES, STEPS_DONE, SETTINGS, *_SPANS),
+    ANSWER,
+)
+
+ENSEMBLE = (*TIMED_MODELS, _POSTPROCESS)
+"""The models of the ensemble in the method's order: each needs tensors of earlier ones only. An input is connected to
+the earlier output of the same `wire`."""
+
+MODELS = {
+    model.name: model
+    for model in (
+        *ENSEMBLE,
+        ModelTensors(MODEL, REQUEST, ANSWER),
+        ModelTensors(STREAM_MODEL, (*REQUEST, PREVIEW_EVERY), (STEP, STEPS, PREVIEW, *ANSWER)),
+        ModelTensors(CANCEL_MODEL, (REQUEST_ID,), (OK,)),
+    )
+}
+"""All models by name, except those of TensorRT plans."""
+
+
+# ---- Parameters of models ----
+
+
+@dataclass(frozen=True)
+class ModelParameters:
+    """What a model's process reads from its configuration. The attributes' names are the parameters' keys.
+
+    Attributes:
+        bundle: folder of the bundle.
+        engine: engine kind that runs the stages.
+        guidance: "engine" or "torch", what runs the gradient of eq. 6.
+        device: "cpu" or "cuda".
+        plans: stages that are models of their own (see `runtime.triton.plans`).
+        threads: CPU threads per operator; 0 is all cores.
+        precision: of the bundle's graphs.
+        max_in_flight: number of requests that are sampled at a time.
+        join_at_steps: whether newcomers join the running batch at its next step.
+        max_pixels: largest picture at the working size.
+        max_seconds: seconds after which a request is given up.
+    """
+
+    bundle: Path
+    engine: str
+    guidance: str
+    device: str
+    plans: tuple[str, ...]
+    threads: int
+    precision: str
+    max_in_flight: int
+    join_at_steps: bool
+    max_pixels: int
+    max_seconds: float
+
+    def to_strings(self) -> dict[str, str]:
+        """The parameters as a configuration holds them."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: " ".join(value) if isinstance(value, tuple) else str(value) for name, value in values.items()}
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        """How the model's process runs its stages."""
+        return EngineConfig(
+            engine=self.engine,
+            guidance=self.guidance,
+            device=self.device,
+            threads=self.threads or None,
+            precision=self.precision,
+        )
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Report:
-        """What `to_json` wrote."""
-        values = json.loads(text)
-        spans = {name: (start, end) for name, (start, end) in values["spans"].items()}
-        return cls(**{**values, "spans": spans, "loss_curve": [(t, loss) for t, loss in values["loss_curve"]]})
+    def from_strings(cls, strings: Mapping[str, str]) -> Self:
+        """The parameters that `to_strings` wrote, among others, which Triton itself reads."""
+        read: dict[Any, Any] = {bool: lambda text: text == "True", tuple[str, ...]: lambda text: tuple(text.split())}
+        return cls(**{name: read.get(kind, kind)(strings[name]) for name, kind in get_type_hints(cls).items()})
 
 
-def read_request(tensors: Mapping[str, np.ndarray], max_pixels: int = MAX_PIXELS) -> Request:
-    """A request's tensors by name, checked; the options' ranges are checked where a model's defaults are known.
+# ---- Metrics of the sampler ----
 
-    Raises:
-        ValueError: what is wrong, in one line that names the tensor.
-    """
-    fields = {f.name: f for f in REQUEST}
-    if unknown := tensors.keys() - fields.keys():
-        raise ValueError(f"unknown input {min(unknown)}; known are {', '.join(fields)}")
-    if ("IMAGE" in tensors) == ("PIXELS" in tensors):
-        raise ValueError("give the picture as IMAGE, an encoded file, or as PIXELS, UINT8 (H, W, 3): one of them")
-    values = {
-        f.key: _scalar(f, tensors[f.name]) for f in REQUEST if f.name in tensors and f.name not in ("IMAGE", "PIXELS")
-    }
-    for name in ("prompt", "negative_prompt"):
-        if len(values.get(name, "")) > MAX_PROMPT:
-            raise ValueError(f"{name.upper()} has {len(values[name]):,} characters; at most {MAX_PROMPT:,}")
-    if values.get("output_format", "png") not in FORMATS:
-        raise ValueError(f"unknown OUTPUT_FORMAT {values['output_format']!r}, choose one of {', '.join(FORMATS)}")
-    check_seed(values.get("seed", 0), "SEED")
-    options = {f.key: values.pop(f.key) for f in OPTIONS if f.key in values}
-    picture = _encoded(tensors["IMAGE"], max_pixels) if "IMAGE" in tensors else _raw(tensors["PIXELS"], max_pixels)
-    return Request(picture, options, **values)
+IN_FLIGHT_METRIC = "diffbody_in_flight"
+STEPS_METRIC = "diffbody_steps_total"
+
+# ---- Access ----
+
+API_KEY_HEADER = "x-api-key"
+GRPC_HEADER_PREFIX = "triton-grpc-protocol-"  # Triton hands gRPC metadata on as headers only with this prefix
+
+# ---- Errors ----
 
 
-def _scalar(f: Field, array: np.ndarray) -> Any:
-    if array.size != 1:
-        raise ValueError(f"{f.name} must be one value, got shape {array.shape}")
-    value = array.reshape(-1)[0]
-    if f.dtype == "BYTES":
-        try:
-            return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-        except UnicodeDecodeError:
-            raise ValueError(f"{f.name} is not UTF-8 text") from None
-    value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{f.name} must be a finite number, got {value}")
-    return value
+class ErrorCode(StrEnum):
+    """The codes of the models' errors: names of Triton's own, which are attributes of `pb_utils.TritonError`."""
+
+    INVALID_ARG = "INVALID_ARG"
+    UNAVAILABLE = "UNAVAILABLE"
+    CANCELLED = "CANCELLED"
+    INTERNAL = "INTERNAL"
 
 
-def _encoded(array: np.ndarray, max_pixels: int) -> Picture:
-    if array.size != 1:
-        raise ValueError(f"IMAGE must be one encoded picture, got shape {array.shape}")
-    data = array.reshape(-1)[0]
-    data = data.encode() if isinstance(data, str) else bytes(data)
-    if len(data) > MAX_FILE:
-        raise ValueError(f"IMAGE has {len(data):,} bytes; at most {MAX_FILE:,}")
-    return decode_image(data, "IMAGE", max_pixels)
+GRPC_STATUS = {
+    ErrorCode.INVALID_ARG: "StatusCode.INVALID_ARGUMENT",
+    ErrorCode.UNAVAILABLE: "StatusCode.UNAVAILABLE",
+    ErrorCode.CANCELLED: "StatusCode.CANCELLED",
+    ErrorCode.INTERNAL: "StatusCode.INTERNAL",
+}
+"""gRPC's status of each code, which Triton sends; in a stream it sends none, see `runtime.triton.errors`."""
 
-
-def _raw(array: np.ndarray, max_pixels: int) -> Picture:
-    while array.ndim > 3 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-        raise ValueError(f"PIXELS must be UINT8 (H, W, 3), got {array.dtype} {array.shape}")
-    height, width = array.shape[:2]
-    if min(height, width) < MIN_SIDE or height * width > max_pixels:
-        raise ValueError(f"PIXELS is {width}x{height}; from {MIN_SIDE}x{MIN_SIDE} to {max_pixels:,} pixels are taken")
-    return Picture(array.astype(np.float32) / np.float32(255))
+# Phrases by which an error is recognised where Triton drops its code on the way.
+TIME_IS_OVER = "the request's time is over"
+WAS_CANCELLED = "the request was cancelled"
+TOO_MANY_IN_FLIGHT = "requests are in flight, which is the most; retry later"
+QUEUE_IS_FULL = "maximum queue size"  # Triton's own words

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from runtime.bundle import Bundle, PlanTarget, StageEntry, TensorSpec, split_side
+from diffbody_ref.ops.tensors import TensorSpec
+from runtime.bundle import Bundle, PlanTarget, StageEntry
 from runtime.engines.cuda import compute_capability
-from runtime.triton.contract import TRITON_TYPES
+from runtime.triton import pbtxt
+from runtime.triton.contract import TRITON_TYPES, TritonTensor, plan_model
 
 # Stages that the server runs by themselves; the others are within a model that needs them step by step or box by box.
 STAGES = ("restorer", "text_encoder", "vae_encoder", "vae_decoder")
-
-
-def plan_model(stage: str) -> str:
-    """The name of a stage's model."""
-    return f"{stage}_plan"
 
 
 def choose_plans(bundle: Bundle, precision: str) -> PlanTarget:
@@ -39,7 +36,7 @@ def choose_plans(bundle: Bundle, precision: str) -> PlanTarget:
 
 
 def write_plan_models(bundle: Bundle, target: PlanTarget, repository: Path, max_queue: int) -> None:
-    """Add a model of each stage in `STAGES` to the repository; the plans stay where they are."""
+    """Add a model for each stage in `STAGES` to a repository that is being made. The plans stay in the bundle."""
     for stage in STAGES:
         entry = bundle.manifest.stages[stage]
         folder = repository / plan_model(stage)
@@ -49,11 +46,9 @@ def write_plan_models(bundle: Bundle, target: PlanTarget, repository: Path, max_
 
 
 def plan_config(stage: str, entry: StageEntry, max_queue: int) -> str:
-    """The model's configuration, from the stage's tensors and sizes in the manifest."""
-    usual = {name: given.usual for name, given in entry.sizes.items()}
+    """The configuration of a plan's model, from the stage's tensors and sizes in the manifest."""
+    usual = {name: size.usual for name, size in entry.sizes.items()}
     warm_up = ", ".join(_warm_up(spec, usual) for spec in entry.inputs)
-    fixed = all(isinstance(side, int) for spec in entry.inputs for side in spec.shape[1:])
-    queue = f"timeout_action: REJECT allow_timeout_override: true max_queue_size: {max_queue}"
     lines = [
         f'name: "{plan_model(stage)}"',
         'backend: "tensorrt"',
@@ -61,24 +56,24 @@ def plan_config(stage: str, entry: StageEntry, max_queue: int) -> str:
         f"input [\n{_tensors(entry.inputs)}\n]",
         f"output [\n{_tensors(entry.outputs)}\n]",
         "instance_group [ { kind: KIND_GPU count: 1 } ]",
-        f"dynamic_batching {{ max_queue_delay_microseconds: 200 default_queue_policy {{ {queue} }} }}",
+        pbtxt.dynamic_batching(max_queue, delay_microseconds=200),
         f'model_warmup [ {{ name: "usual size" batch_size: 1 {warm_up} }} ]',
     ]
-    if fixed:  # a graph is of one shape
-        lines.append("optimization { cuda { graphs: true } }")
+    if all(isinstance(side, int) for spec in entry.inputs for side in spec.shape[1:]):
+        lines.append("optimization { cuda { graphs: true } }")  # a CUDA graph is of one shape
     return "\n".join(lines) + "\n"
 
 
 def _tensors(specs: Sequence[TensorSpec]) -> str:
-    def one(spec: TensorSpec) -> str:
-        dims = ", ".join(str(side if isinstance(side, int) else -1) for side in spec.shape[1:])
-        return f'  {{ name: "{spec.name}" data_type: TYPE_{TRITON_TYPES[spec.dtype]} dims: [ {dims} ] }}'
+    """A stage's tensors without the batch; dynamic sizes are any."""
+    shapes = [tuple(side if isinstance(side, int) else -1 for side in spec.shape[1:]) for spec in specs]
+    return pbtxt.tensors(
+        [TritonTensor(spec.name, TRITON_TYPES[spec.dtype], shape) for spec, shape in zip(specs, shapes, strict=True)]
+    )
 
-    return ",\n".join(one(spec) for spec in specs)
 
-
-def _warm_up(spec: TensorSpec, sizes: dict[str, int]) -> str:
-    sides = [side if isinstance(side, int) else split_side(side)[0] * sizes[split_side(side)[1]] for side in spec.shape]
-    dims = ", ".join(str(side) for side in sides[1:])
-    kind = TRITON_TYPES[spec.dtype]
-    return f'inputs {{ key: "{spec.name}" value: {{ data_type: TYPE_{kind} dims: [ {dims} ] zero_data: true }} }}'
+def _warm_up(spec: TensorSpec, sizes: Mapping[str, int]) -> str:
+    """An input of the request by which the model warms up: zeros of these sizes."""
+    shape = spec.with_sizes(sizes)[1:]
+    kind = pbtxt.data_type(TRITON_TYPES[spec.dtype])
+    return f'inputs {{ key: "{spec.name}" value: {{ data_type: {kind} {pbtxt.dims(shape)} zero_data: true }} }}'

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from string import Template
 
 from diffbody_ref.ops.files import replace_folder
 from runtime.bundle import Bundle
+from runtime.engines import EngineConfig
+from runtime.engines.pool import EnginePool
+from runtime.triton import pbtxt
 from runtime.triton.config import RepositoryConfig
-from runtime.triton.contract import ANSWER, MODEL, REQUEST, Field
+from runtime.triton.contract import ENSEMBLE, MODEL, MODELS, ModelParameters, ModelTensors
 from runtime.triton.plans import STAGES, choose_plans, write_plan_models
 
-CPU_ONLY = "FORCE_CPU_ONLY_INPUT_TENSORS"
 SOURCES = Path(__file__).parents[2] / "triton_models"
+TENSORS_ON_DEVICE = {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"}  # a parameter of Triton's Python backend
 
 
 def render(config: RepositoryConfig, out: Path) -> Path:
-    """Write the repository, replacing one that is there.
+    """Write the repository to the folder `out`, replacing a repository that is there.
 
     Raises:
-        ValueError: the bundle cannot be used so; `out` is something else.
+        ValueError: the bundle cannot be served as the configuration says; `out` is something else.
     """
     bundle = Bundle.open(config.bundle)
     if config.profile == "gpu":
         plans = choose_plans(bundle, config.precision)
     else:
-        bundle.engines(precision=config.precision)  # complains of what the bundle lacks
+        EnginePool(bundle, EngineConfig(precision=config.precision))  # raises if the bundle lacks a graph
     if out.exists() and not (out / MODEL / "config.pbtxt").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: exists and is no model repository of DiffBody; choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -36,49 +38,48 @@ def render(config: RepositoryConfig, out: Path) -> Path:
     shutil.copytree(SOURCES, fresh, ignore=shutil.ignore_patterns("__pycache__"))
     (fresh / MODEL / "1").mkdir()  # Triton wants a version's folder of an ensemble too
     values = _values(config, bundle)
-    for path in fresh.glob("*/config.pbtxt"):
-        path.write_text(Template(path.read_text(encoding="utf-8")).substitute(values), encoding="utf-8")
+    for name, model in MODELS.items():
+        path = fresh / name / "config.pbtxt"
+        template = Template(path.read_text(encoding="utf-8"))
+        path.write_text(template.substitute(values, **_values_of_model(model)), encoding="utf-8")
     if config.profile == "gpu":
         write_plan_models(bundle, plans, fresh, config.max_queue)
     replace_folder(fresh, out)
     return out
 
 
-def _values(config: RepositoryConfig, bundle: Bundle) -> dict[str, str]:
-    """What stands for the names in the sources."""
+def model_parameters(config: RepositoryConfig, bundle: Bundle) -> ModelParameters:
+    """What the models' processes are told."""
     gpu = config.profile == "gpu"
-    parameters = {
-        "bundle": str(bundle.folder.resolve()),
-        "engine": "tensorrt" if gpu else "onnxruntime",
-        "guidance": config.guidance or ("torch" if gpu else "engine"),
-        "device": "cuda" if gpu else "cpu",
-        "plans": " ".join(STAGES) if gpu else "",
-        "threads": str(config.threads),
-        "precision": config.precision,
-        "max_in_flight": str(config.max_in_flight),
-        "join_at_steps": str(config.join_at_steps),
-        "max_pixels": str(config.max_pixels),
-        "max_seconds": str(config.max_seconds),
-    }
-    lines = [
-        f'parameters {{ key: "{key}" value: {{ string_value: {json.dumps(value)} }} }}'
-        for key, value in parameters.items()
-    ]
-    queue = f"timeout_action: REJECT allow_timeout_override: true max_queue_size: {config.max_queue}"
+    return ModelParameters(
+        bundle=bundle.folder.resolve(),
+        engine="tensorrt" if gpu else "onnxruntime",
+        guidance=config.guidance or ("torch" if gpu else "engine"),
+        device="cuda" if gpu else "cpu",
+        plans=STAGES if gpu else (),
+        threads=config.threads,
+        precision=config.precision,
+        max_in_flight=config.max_in_flight,
+        join_at_steps=config.join_at_steps,
+        max_pixels=config.max_pixels,
+        max_seconds=config.max_seconds,
+    )
+
+
+def _values(config: RepositoryConfig, bundle: Bundle) -> dict[str, str]:
+    """What the names in the templates stand for, in all models."""
+    parameters = pbtxt.parameters(model_parameters(config, bundle).to_strings())
     return {
-        "request": ",\n".join(_tensor(field, optional=True) for field in REQUEST),
-        "request_map": "\n".join(f'      input_map {{ key: "{f.name}" value: "{f.name}" }}' for f in REQUEST),
-        "answer": ",\n".join(_tensor(field) for field in ANSWER),
-        "workers": "\n".join(["instance_group [ { kind: KIND_CPU count: 1 } ]", *lines]),
-        # Where the plans' pictures stay.
-        "on_device": f'parameters {{ key: "{CPU_ONLY}" value: {{ string_value: "no" }} }}' if gpu else "",
-        "queue": f"dynamic_batching {{ default_queue_policy {{ {queue} }} }}",
-        # A newcomer beyond the limit must reach the sampler, to be told so, and not wait outside for a slot.
+        "process": f"instance_group [ {{ kind: KIND_CPU count: 1 }} ]\n{parameters}",
+        "on_device": pbtxt.parameters(TENSORS_ON_DEVICE) if config.profile == "gpu" else "",
+        "queue": pbtxt.dynamic_batching(config.max_queue),
+        # A newcomer beyond the limit must reach the sampler, which refuses it, and not wait outside for a slot.
         "slots": str(2 * config.max_in_flight),
+        "steps": pbtxt.ensemble_steps(ENSEMBLE),
     }
 
 
-def _tensor(field: Field, optional: bool = False) -> str:
-    dtype = {"BYTES": "STRING"}.get(field.dtype, field.dtype)
-    dims = ", ".join(str(side) for side in field.shape)
-    return f'  {{ name: "{field.name}" data_type: TYPE_{dtype} dims: [ {dims} ]{" optional: true" * optional} }}'
+def _values_of_model(model: ModelTensors) -> dict[str, str]:
+    """What the names that differ from model to model stand for."""
+    inputs, outputs = pbtxt.tensors(model.inputs, model.ragged), pbtxt.tensors(model.outputs)
+    return {"model": model.name, "inputs": inputs, "outputs": outputs}

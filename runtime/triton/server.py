@@ -1,4 +1,4 @@
-"""The server: finds Triton, starts it on a model repository, waits until it is ready, stops it with all its processes.
+"""The server: finds Triton, starts it on a model repository, waits until it is ready, and stops it with its processes.
 
 Triton is the binary in the `nvidia-pytriton` wheel, or one that is installed, as in NVIDIA's container.
 """
@@ -28,16 +28,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from runtime.triton.blackboard import folder_of_server
 from runtime.triton.config import ServerConfig
+from runtime.triton.contract import API_KEY_HEADER, IN_FLIGHT_METRIC
+from runtime.triton.request_notes import folder_of_server
 
-API_KEY_HEADER = "x-api-key"
+# Triton's services that ask for the API key: all but health and metrics.
 PROTECTED = "inference,model-config,statistics,trace,logging,shared-memory,model-repository,metadata"
 READY_SECONDS = 600.0  # the largest models take minutes to load
-STOP_SECONDS = 20.0
+STOP_SECONDS = 20.0  # from the signal to stop until the server is killed
 STARTS = 3  # Triton 2.51 now and then crashes while it starts its models on a machine without a free processor
-DRAIN_SECONDS = 60.0
-UNDER_WAY = r"^(?:nv_inference_pending_request_count|diffbody_in_flight){[^}]*} (\S+)$"
+DRAIN_SECONDS = 60.0  # in which requests under way may finish
+UNDER_WAY = rf"^(?:nv_inference_pending_request_count|{IN_FLIGHT_METRIC}){{[^}}]*}} (\S+)$"
 
 
 class ServerError(OSError):
@@ -45,12 +46,18 @@ class ServerError(OSError):
 
 
 class ServerCrashError(ServerError):
-    """It was ended by a signal, so that to start it again may help."""
+    """A signal ended the server, so that starting it again may help."""
 
 
 @dataclass(frozen=True)
 class Triton:
-    """An installed Triton: its binary, the environment that it needs, and its backends; None are its own."""
+    """An installed Triton.
+
+    Attributes:
+        binary: the program `tritonserver`.
+        environment: variables that it needs.
+        backends: folder of its backends; None is its own.
+    """
 
     binary: Path
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -61,10 +68,11 @@ class Server:
     """Triton as a context manager: ready on entry, stopped on exit, also by a signal that ends this process.
 
     Args:
-        on_log: called with (severity of "info", "warning", "error"; line) for each line of the server's log.
+        config: how it listens.
+        on_log: called for each line of the server's log with its severity, "info", "warning" or "error", and its text.
 
     Raises:
-        ServerError, on entry: no Triton, a busy port, numpy 2, or it stopped before it was ready.
+        ServerError: on entry: there is no Triton, a port is busy, numpy is 2, or Triton stopped before it was ready.
     """
 
     def __init__(self, config: ServerConfig, on_log: Callable[[str, str], None] = lambda severity, line: None) -> None:
@@ -73,22 +81,22 @@ class Server:
         self.process: subprocess.Popen[str] | None = None
         self._shared_memory = f"diffbody-{secrets.token_hex(8)}-"
         self._scratch: Path | None = None
-        self._models: set[int] = set()
+        self._model_processes: set[int] = set()
         self.last_error = ""
 
     @property
     def http_url(self) -> str:
-        """host:port, as clients take it."""
+        """The address of HTTP, "host:port"."""
         return f"{self.config.host}:{self.ports['http']}"
 
     @property
     def grpc_url(self) -> str:
-        """host:port, as clients take it."""
+        """The address of gRPC, "host:port", as clients take it."""
         return f"{self.config.host}:{self.ports['grpc']}"
 
     @property
     def metrics_url(self) -> str:
-        """Prometheus's."""
+        """The URL of the Prometheus metrics."""
         return f"http://{self.config.host}:{self.ports['metrics']}/metrics"
 
     def __enter__(self) -> Self:
@@ -102,7 +110,7 @@ class Server:
                 self.stop()
                 if not (isinstance(error, ServerCrashError) and left):
                     raise
-                self.on_log("warning", f"{error}; it is started again")
+                self.on_log("warning", f"{error}; the server is started again")
         return self
 
     def __exit__(
@@ -111,19 +119,20 @@ class Server:
         self.stop()
 
     def check(self) -> None:
-        """
+        """Raise if the server cannot answer requests any more.
+
         Raises:
-            ServerError: the server has stopped, or a model's process has; Triton goes on without it, and every request
-                fails.
+            ServerError: the server has stopped, or a model's process has: Triton goes on without that, and every
+                request fails.
         """
         assert self.process is not None
         if (code := self.process.poll()) is not None:
             raise ServerError(f"Triton stopped by itself with exit code {code}: {self.last_error}")
-        if lost := self._models - _children(self.process.pid):
-            raise ServerError(f"a model's process ({min(lost)}) ended by itself, perhaps for want of memory")
+        if lost := self._model_processes - _children(self.process.pid):
+            raise ServerError(f"a model's process ({min(lost)}) ended by itself, perhaps for lack of memory")
 
     def requests_under_way(self) -> int:
-        """Requests in a queue or in the sampler, over all models; 0 also if the server does not say."""
+        """Number of requests in the models' queues and in the sampler; 0 if the server does not tell."""
         try:
             with urllib.request.urlopen(self.metrics_url, timeout=2) as answer:
                 text = answer.read().decode()
@@ -132,17 +141,17 @@ class Server:
         return int(sum(float(value) for value in re.findall(UNDER_WAY, text, re.MULTILINE)))
 
     def stop(self) -> None:
-        """End the server and the processes of its models."""
+        """Stop the server and the processes of its models, and remove what they left in shared memory."""
         if self.process is not None:
-            self.process.terminate()  # it ends its models
+            self.process.terminate()  # the server ends its models
             try:
                 self.process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self.on_log("warning", f"the server did not stop within {STOP_SECONDS:.0f} s and is killed")
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)  # also its models, should any be left
+                os.killpg(self.process.pid, signal.SIGKILL)  # the models as well, should any be left
             self.process.wait()
-            # What a server that was killed could not remove itself.
+            # A server that was killed could not remove these itself.
             shutil.rmtree(folder_of_server(self.process.pid), ignore_errors=True)
             for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):
                 region.unlink(missing_ok=True)
@@ -162,8 +171,8 @@ class Server:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            cwd=self._scratch,  # Python would import what lies in its working folder before anything else
-            start_new_session=True,  # Ctrl-C is ours to handle
+            cwd=self._scratch,  # an empty folder: Python imports what lies in its working folder before anything else
+            start_new_session=True,  # so that Ctrl-C reaches the launcher only
             preexec_fn=_end_with_parent,
         )
         threading.Thread(target=self._read_log, args=(self.process,), daemon=True).start()
@@ -181,23 +190,27 @@ class Server:
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
             if (code := self.process.poll()) is not None:
-                time.sleep(0.2)  # for the rest of its log
+                time.sleep(0.2)  # until the rest of its log is read
                 kind = ServerCrashError if code < 0 else ServerError
                 raise kind(f"Triton stopped with exit code {code} before it was ready: {self.last_error}")
             if is_ready(self.http_url):
-                self._models = _children(self.process.pid)
+                self._model_processes = _children(self.process.pid)
                 return
             time.sleep(0.1)
         raise ServerError(f"Triton was not ready after {READY_SECONDS:.0f} s: {self.last_error}")
 
 
 def run_until_stopped(config: ServerConfig, show_log: Callable[[str, str], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM, and say on stdout when and where.
+    """Serve until Ctrl-C or SIGTERM; print the addresses when the server is ready.
 
-    Requests that are under way are finished first; a second signal does not wait for them.
+    Requests under way are finished first, for `DRAIN_SECONDS` at most; a second signal stops the server at once.
+
+    Args:
+        config: how the server listens.
+        show_log: called for each line of the server's log with its severity and its text.
 
     Raises:
-        ServerError: it cannot start, or has stopped by itself, or lost the process of a model.
+        ServerError: the server cannot start, has stopped by itself, or has lost the process of a model.
     """
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -209,14 +222,14 @@ def run_until_stopped(config: ServerConfig, show_log: Callable[[str, str], None]
         while not signals:
             time.sleep(0.2)
             server.check()
-        print("stopping: what is under way is finished first; Ctrl-C again does not wait", flush=True)
+        print("stopping: requests under way are finished first; press Ctrl-C again to stop at once", flush=True)
         deadline = time.monotonic() + DRAIN_SECONDS
         while len(signals) == 1 and time.monotonic() < deadline and server.requests_under_way():
             time.sleep(0.2)
 
 
 def is_ready(http_url: str) -> bool:
-    """Whether a server there, and all its models, can answer."""
+    """Whether the server at this address, "host:port", and all its models can answer."""
     try:
         with urllib.request.urlopen(f"http://{http_url}/v2/health/ready", timeout=2) as answer:
             return bool(answer.status == 200)
@@ -225,10 +238,12 @@ def is_ready(http_url: str) -> bool:
 
 
 def arguments(config: ServerConfig, ports: Mapping[str, int], shared_memory: str) -> list[str]:
-    """Triton's command line, without its backends.
+    """Triton's arguments, without the folder of its backends.
 
     Args:
-        shared_memory: what the names of its regions begin with.
+        config: how the server listens.
+        ports: of the services "http", "grpc" and "metrics".
+        shared_memory: prefix of the names of its shared memory regions.
     """
     found = [
         f"--model-repository={config.repository.resolve()}",
@@ -236,10 +251,10 @@ def arguments(config: ServerConfig, ports: Mapping[str, int], shared_memory: str
         "--strict-readiness=true",
         "--disable-auto-complete-config",
         "--allow-metrics=true",
-        # An idle connection that is kept alive must not hold up the end.
+        # An idle connection that is kept alive must not delay the end.
         f"--exit-timeout-secs={STOP_SECONDS / 2:.0f}",
         f"--log-verbose={config.verbose}",
-        # A model may take long to load, and shared memory of a picture grows in steps.
+        # A large model takes minutes to load.
         f"--backend-config=python,stub-timeout-seconds={READY_SECONDS:.0f}",
         f"--backend-config=python,shm-region-prefix-name={shared_memory}",
     ]
@@ -260,13 +275,13 @@ def arguments(config: ServerConfig, ports: Mapping[str, int], shared_memory: str
 
 
 def find_triton(scratch: Path) -> Triton:
-    """The Triton that is installed: on the PATH or where NVIDIA's container has it, else that of nvidia-pytriton.
+    """The installed Triton: the one on the PATH or of NVIDIA's container, else the one in nvidia-pytriton.
 
     Args:
-        scratch: a folder for the backends of nvidia-pytriton, which need the stub of this Python beside them.
+        scratch: a folder for links to nvidia-pytriton's backends, which need the stub of this Python beside them.
 
     Raises:
-        ServerError: there is none, or its Python backend cannot run in this Python.
+        ServerError: there is no Triton, or its Python backend cannot run in this Python.
     """
     check_numpy()
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -275,7 +290,7 @@ def find_triton(scratch: Path) -> Triton:
         return Triton(Path(installed), {"PATH": path})
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
-        raise ServerError("there is no Triton Inference Server here; install DiffBody with its extra 'serve'")
+        raise ServerError("Triton Inference Server is not installed; install DiffBody with its extra 'serve'")
     wheel = Path(spec.origin).parent / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
@@ -291,24 +306,25 @@ def find_triton(scratch: Path) -> Triton:
 
 
 def check_numpy() -> None:
-    """
+    """Raise if Triton's Python backend cannot work with this numpy.
+
     Raises:
-        ServerError: this Python has numpy 2, with which Triton's Python backend passes empty tensors.
+        ServerError: numpy is 2 or later, with which that backend passes empty tensors.
     """
     import numpy
 
     if int(numpy.__version__.partition(".")[0]) >= 2:
         raise ServerError(
-            f"Triton's Python backend needs numpy below 2, and here it is {numpy.__version__}; "
+            f"Triton's Python backend needs numpy below 2, but numpy {numpy.__version__} is installed; "
             "install numpy 1.26 (Python 3.11 or 3.12)"
         )
 
 
 def choose_ports(config: ServerConfig) -> dict[str, int]:
-    """The port of each service, free a moment ago.
+    """The port of each service, "http", "grpc" and "metrics", which was free a moment ago.
 
     Raises:
-        ServerError: one is taken, twice the same, or the address is not this machine's.
+        ServerError: a port is taken or asked for twice, or the address is not this machine's.
     """
     wanted = {"http": config.http_port, "grpc": config.grpc_port, "metrics": config.metrics_port}
     sockets, ports = [], {}
@@ -322,8 +338,8 @@ def choose_ports(config: ServerConfig) -> dict[str, int]:
                 listener.listen()
             except (OSError, OverflowError) as error:
                 raise ServerError(
-                    f"the {service} port {config.host}:{port} cannot be had ({error}): is a server running there "
-                    f"already? Choose another with --{service}-port; 0 takes a free one"
+                    f"the {service} port {config.host}:{port} cannot be opened ({error}): does a server run there "
+                    f"already? Choose another port with --{service}-port; 0 takes a free one"
                 ) from None
             ports[service] = listener.getsockname()[1]
     finally:
@@ -333,12 +349,12 @@ def choose_ports(config: ServerConfig) -> dict[str, int]:
 
 
 def parse_log_line(line: str) -> tuple[str, str] | None:
-    """Severity and text of one line of Triton's log; None for lines that say nothing to a reader."""
+    """Severity and text of one line of Triton's log; None for lines that tell a reader nothing."""
     line = line.rstrip()
     if found := re.match(r"([IWEF])\d{4} [\d:.]+ \d+ \S+\] ?(.*)", line):
         severity = {"I": "info", "W": "warning"}.get(found[1], "error")
         text = found[2].strip().strip('"').replace("\\n", "\n").partition("\n")[0].strip()
-        # What is said on every machine without a GPU.
+        # Triton warns of these on every machine without a GPU.
         if re.search(r"CUDA|Cuda|DCGM|NVML|pinned memory", text):
             severity = "info"
         return (severity, text) if text else None
@@ -348,7 +364,7 @@ def parse_log_line(line: str) -> tuple[str, str] | None:
 
 
 def _children(pid: int) -> set[int]:
-    """The processes that a process has started, and that are alive (Linux)."""
+    """The IDs of the living processes that a process has started (Linux)."""
     found = set()
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError, IndexError, ValueError):
@@ -359,6 +375,6 @@ def _children(pid: int) -> set[int]:
 
 
 def _end_with_parent() -> None:
-    """In the child: be told to end when the launcher dies, however it does (Linux)."""
+    """Have this process ended when the launcher dies, in whatever way (Linux); called in the child."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

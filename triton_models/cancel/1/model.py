@@ -1,4 +1,4 @@
-"""Takes back a request: Triton does not tell the models of an ensemble that its client gave up."""
+"""Cancels a request: Triton does not tell the models of an ensemble that its client gave up."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from runtime.triton.blackboard import Blackboard
-from runtime.triton.models import failure, read_tensors
+from runtime.triton.contract import OK, REQUEST_ID
+from runtime.triton.models import read_tensors, respond_error
+from runtime.triton.request_notes import RequestNotes
 
 
 class TritonPythonModel:
-    """The ID of a request → OK; the sampler drops it at its next step."""
+    """The ID of a request → OK. The sampler drops the request at its next step."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by the server."""
-        self.board = Blackboard.of_this_server()
+        self.notes = RequestNotes.of_this_server()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Called by the server."""
-        self.board.sweep()
+        self.notes.remove_old()
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
         try:
-            request_id = read_tensors(request)["REQUEST_ID"].reshape(-1)[0].decode()
+            request_id = read_tensors(request)[REQUEST_ID.name].reshape(-1)[0].decode()
             if not request_id:
-                raise ValueError("REQUEST_ID is empty; give the ID of the request to cancel")
-            self.board.cancel(request_id)
-            return pb_utils.InferenceResponse([pb_utils.Tensor("OK", np.array([True]))])
+                raise ValueError(f"{REQUEST_ID.name} is empty; give the ID of the request to cancel")
+            self.notes.cancel(request_id)
+            return pb_utils.InferenceResponse([pb_utils.Tensor(OK.name, np.array([True]))])
         except Exception as error:
-            return failure(error)
+            return respond_error(error)

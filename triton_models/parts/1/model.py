@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from runtime.triton.models import Model, Settings
+from runtime.triton.contract import ATTENTION, BOXES, EMBEDDINGS, REGRESSION, VISIBILITY, WINDOWS
+from runtime.triton.models import Model
+from runtime.triton.settings import Settings
 
 
 class TritonPythonModel(Model):
@@ -13,6 +15,10 @@ class TritonPythonModel(Model):
     stages = ("parts",)
 
     def run(self, tensors: dict[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
-        parts = self.restorer.find_parts(tensors["regression"], tensors["boxes"][0])
-        target = {name: getattr(parts.target, name)[None] for name in ("embeddings", "visibility", "windows")}
-        return {"attention": parts.attention, **target}
+        parts = self.restorer.find_parts(tensors[REGRESSION.name], tensors[BOXES.name][0])
+        return {
+            ATTENTION.name: parts.attention,
+            EMBEDDINGS.name: parts.target.embeddings[None],
+            VISIBILITY.name: parts.target.visibility[None],
+            WINDOWS.name: parts.target.windows[None],
+        }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from runtime.triton.models import Model, Settings
+from runtime.triton.contract import BOXES, POSE, REGRESSION
+from runtime.triton.models import Model
+from runtime.triton.settings import Settings
 
 
 class TritonPythonModel(Model):
@@ -13,5 +15,5 @@ class TritonPythonModel(Model):
     stages = ("pose_detector", "pose")
 
     def run(self, tensors: dict[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
-        people = self.restorer.find_people(tensors["regression"], settings.options)
-        return {"boxes": people.boxes[None], "pose": people.pose}
+        people = self.restorer.find_people(tensors[REGRESSION.name], settings.options)
+        return {BOXES.name: people.boxes[None], POSE.name: people.pose}

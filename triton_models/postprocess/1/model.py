@@ -6,30 +6,41 @@ import json
 
 import numpy as np
 
-from diffbody_ref.ops.images import encode_image, resize
-from runtime.triton.contract import Report
-from runtime.triton.models import Model, Settings
-
-SPANS = "SPAN_"
+from diffbody_ref.ops.images import encode_image
+from diffbody_ref.ops.processing import postprocess, resize_alpha
+from runtime.triton.contract import (
+    ALPHA,
+    BOXES,
+    DECODED,
+    LOSS_CURVE,
+    NOTICES,
+    OUTPUT,
+    REGRESSION,
+    REPORT,
+    STEPS_DONE,
+    TIMED_MODELS,
+    span_input,
+)
+from runtime.triton.messages import RestorationReport, since_first
+from runtime.triton.models import Model
+from runtime.triton.settings import Settings
 
 
 class TritonPythonModel(Model):
-    """D(z_0), r and what every model says of its work → the answer."""
+    """D(z_0), r and what every model tells about its work → the answer."""
 
     def run(self, tensors: dict[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
-        pixels = self.restorer.finish(tensors["decoded"], tensors["regression"], settings.sizes, settings.options)
-        alpha = tensors["alpha"][0]
-        opacity = np.clip(resize(alpha, *pixels.shape[:2]), 0.0, 1.0) if alpha.size else None
+        decoded, regression = tensors[DECODED.name], tensors[REGRESSION.name]
+        pixels = postprocess(decoded, regression, settings.sizes, settings.options)
+        alpha = tensors[ALPHA.name][0]
+        opacity = resize_alpha(alpha, *pixels.shape[:2]) if alpha.size else None
         encoded = encode_image(pixels, opacity, settings.output_format)
-        curve = json.loads(tensors["loss_curve"].reshape(-1)[0])
-        spans = {name.removeprefix(SPANS).lower(): tensors[name][0] for name in tensors if name.startswith(SPANS)}
-        first = min(start for start, _ in spans.values())
-        report = Report(
-            spans={name: (round(start - first, 4), round(end - first, 4)) for name, (start, end) in spans.items()},
-            steps=int(tensors["steps"].reshape(-1)[0]),
-            people=tensors["boxes"].shape[1],
-            loss_curve=curve,
-            notices=json.loads(tensors["notices"].reshape(-1)[0]),
+        report = RestorationReport(
+            spans=since_first({model.name: tensors[span_input(model.name).name][0] for model in TIMED_MODELS}),
+            steps=int(tensors[STEPS_DONE.name].reshape(-1)[0]),
+            people=tensors[BOXES.name].shape[1],
+            loss_curve=json.loads(tensors[LOSS_CURVE.name].reshape(-1)[0]),
+            notices=json.loads(tensors[NOTICES.name].reshape(-1)[0]),
         )
-        answer = {"OUTPUT": encoded, "REPORT": report.to_json().encode()}
+        answer = {OUTPUT.name: encoded, REPORT.name: report.to_json().encode()}
         return {name: np.array([[value]], np.object_) for name, value in answer.items()}

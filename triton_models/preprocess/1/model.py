@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 import numpy as np
 
-from runtime.triton.contract import read_request
-from runtime.triton.models import SETTINGS, Model, Settings, failure, read_tensors, respond
+from diffbody_ref.ops.processing import preprocess
+from runtime.triton.contract import ALPHA, PICTURE, SETTINGS
+from runtime.triton.messages import read_request
+from runtime.triton.models import Model, read_tensors
+from runtime.triton.settings import Settings
 
 
 class TritonPythonModel(Model):
-    """IMAGE or PIXELS and what else `contract.REQUEST` lists → the padded picture, its alpha, the settings."""
+    """The tensors of `contract.REQUEST` → the padded picture, its alpha, the settings."""
 
-    def _respond(self, request: Any) -> Any:
-        begin = time.time()
-        try:
-            asked = read_request(read_tensors(request), int(self.parameters["max_pixels"]))
-            options = self.restorer.options(**asked.options)
-            sizes, most = self.restorer.sizes(asked.picture, options), int(self.parameters["max_pixels"])
-            if sizes.padded_height * sizes.padded_width > most:
-                size = f"{sizes.padded_width}x{sizes.padded_height}"
-                raise ValueError(f"the picture is {size} at work, by its upscaling or padding; at most {most:,} pixels")
-            low = self.restorer.prepare(asked.picture, sizes)
-            wait = min(request.timeout() / 1e6 or float("inf"), float(self.parameters["max_seconds"]))
-            settings = Settings(
-                options, sizes, asked.prompt, asked.negative_prompt, asked.seed, asked.output_format, begin + wait
-            )
-            alpha = asked.picture.alpha
-            alpha = np.zeros((0, 0), np.float32) if alpha is None else alpha
-            return respond({"picture": low, "alpha": alpha[None], SETTINGS: settings.to_tensor()}, begin)
-        except Exception as error:
-            return failure(error)
+    def answer(self, request: Any) -> dict[str, np.ndarray]:
+        begin, most = time.time(), self.parameters.max_pixels
+        asked = read_request(read_tensors(request), most)
+        options = self.restorer.settings.options(**asked.options)
+        sizes = self.restorer.sizes(asked.picture, options)
+        if sizes.padded_height * sizes.padded_width > most:
+            size = f"{sizes.padded_width}x{sizes.padded_height}"
+            raise ValueError(f"the picture is {size} at work, by its upscaling or padding; at most {most:,} pixels")
+        seconds = min(request.timeout() / 1e6 or math.inf, self.parameters.max_seconds)
+        settings = Settings(
+            options,
+            sizes,
+            asked.prompt,
+            asked.negative_prompt,
+            asked.seed,
+            asked.output_format,
+            deadline=begin + seconds,
+        )
+        alpha = np.zeros((0, 0), np.float32) if asked.picture.alpha is None else asked.picture.alpha
+        return {
+            PICTURE.name: preprocess(asked.picture, sizes),
+            ALPHA.name: alpha[None],
+            SETTINGS.name: settings.to_tensor(),
+        }

@@ -12,7 +12,6 @@ class TritonPythonModel(PictureModel):
     """y → r."""
 
     stages = ("restorer",)
-    sources, result = ("picture",), "regression"
 
     def transform(self, *batches: np.ndarray, options: RestoreOptions) -> np.ndarray:
         return self.restorer.regress(*batches, options)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from runtime.triton.models import Model, Settings
+from runtime.triton.contract import TEXT
+from runtime.triton.models import Model
+from runtime.triton.settings import Settings
 
 
 class TritonPythonModel(Model):
@@ -13,4 +15,5 @@ class TritonPythonModel(Model):
     stages = ("text_encoder",)
 
     def run(self, tensors: dict[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
-        return {"text": self.restorer.encode_text(settings.prompt, settings.negative_prompt, settings.options)[None]}
+        text = self.restorer.encode_text(settings.prompt, settings.negative_prompt, settings.options)
+        return {TEXT.name: text[None]}

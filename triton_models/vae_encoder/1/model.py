@@ -12,7 +12,6 @@ class TritonPythonModel(PictureModel):
     """r → z_r."""
 
     stages = ("vae_encoder",)
-    sources, result = ("picture",), "latents"
 
     def transform(self, *batches: np.ndarray, options: RestoreOptions) -> np.ndarray:
         return self.restorer.encode(*batches, options)
