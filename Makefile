@@ -13,7 +13,7 @@ help:
 	@echo "make demo      restore the sample photos: out/demo/*_before_after.png"
 	@echo "make test      lint, types and the fast tests"
 	@echo "make test-all  the same with the slow tests"
-	@echo "make lint      ruff and mypy"
+	@echo "make lint      ruff, the layers of imports, mypy"
 	@echo "make bench     seconds a picture on PyTorch and ONNX Runtime and at several settings: benchmarks/results/"
 	@echo "make clean     remove .venv, out/ and caches"
 
@@ -31,6 +31,7 @@ test-all: lint
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
@@ -38,7 +39,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.settings
 
 clean:
-	rm -rf $(VENV) out build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) out build *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 # A stamp a set of extras, so that a second `make` installs nothing until the requirements change.
 $(VENV)/.created:
