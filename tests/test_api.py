@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffbody.loading import NANO_FOLDER, open_restorer
 from PIL import Image
 
 import diffbody
-from diffbody.loading import NANO_FOLDER, open_restorer
 from diffbody_ref.ops.images import read_image
 
 SLOW = ("numpy", "PIL", "onnxruntime", "torch", "diffusers", "transformers", "typer", "rich")

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 import diffbody
-from diffbody_ref.training.config import TrainConfig
-from diffbody_ref.training.everything import (
+from diffbody_ref.train_all import (
     ORDER,
     RenderConfig,
     load_plan,
     render,
     rendered_in_a_row,
 )
+from diffbody_ref.training.config import TrainConfig
 from tests.people import write_people
 from tests.test_training_runs import toml
 

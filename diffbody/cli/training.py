@@ -98,7 +98,7 @@ def train_all(
 
     - `diffbody train-all --config diffbody_ref/training/configs/nano_h100/all.toml --call-minutes 9` (three times)
     """
-    from diffbody_ref.training.everything import load_plan, train_everything
+    from diffbody_ref.train_all import load_plan, train_everything
 
     plan, stages = load_plan(config, minutes)
     with progress_bar("starting") as show:

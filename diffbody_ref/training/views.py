@@ -11,7 +11,7 @@ from diffbody_ref.data.boxes import labelled_box
 from diffbody_ref.data.datasets import Person
 from diffbody_ref.ops.keypoints import FLIP
 from diffbody_ref.training.config import TrainConfig
-from diffbody_ref.training.stages.base import degraded_pair
+from diffbody_ref.training.crops import degraded_pair
 
 DEGRADED_SHARE = 0.3  # the networks are applied to regression results, which are softer than clean pictures
 ROTATED_SHARE = 0.5

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from diffbody_ref.training.config import TrainConfig
-from diffbody_ref.training.stages.base import TrainingStage, channels_first, grid, mirrored, random_crop
+from diffbody_ref.training.crops import mirrored, random_crop
+from diffbody_ref.training.stages.base import TrainingStage, channels_first, grid
 
 KL_WEIGHT = 1e-6
 EDGE_WEIGHT = 0.5

@@ -22,10 +22,11 @@ from diffbody_ref.ops.samplers import alphas_cumprod, make_schedule
 from diffbody_ref.sampling import noise_source, sample
 from diffbody_ref.structure import batch_structure_maps
 from diffbody_ref.training.config import TrainConfig
+from diffbody_ref.training.crops import degraded_pair
 from diffbody_ref.training.encoded import Arrays, EncodedRows, encode_missing, files_checksum, text_checksum
 from diffbody_ref.training.lora import FOLDER as LORA_FOLDER
 from diffbody_ref.training.lora import add_lora, save_lora
-from diffbody_ref.training.stages.base import TrainingStage, channels_first, degraded_pair, grid
+from diffbody_ref.training.stages.base import TrainingStage, channels_first, grid
 
 PREVIEW_STEPS = 20
 PREVIEWS = 4

@@ -5,14 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from diffbody_ref.training.stages.base import (
-    TrainingStage,
-    channels_first,
-    degraded_pair,
-    grid,
-    mirrored,
-    random_crop,
-)
+from diffbody_ref.training.crops import degraded_pair, mirrored, random_crop
+from diffbody_ref.training.stages.base import TrainingStage, channels_first, grid
 
 MIN_ERROR = 1e-4  # 40 dB: a picture that is hardly degraded must not outweigh all others
 
