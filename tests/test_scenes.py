@@ -17,7 +17,7 @@ from diffbody_ref.data.synthetic.places import KINDS
 from diffbody_ref.data.synthetic.places.props import occluders, support, unobstructed
 from diffbody_ref.data.synthetic.render import SAMPLES, render
 from diffbody_ref.data.synthetic.scene import CROPS, Camera, Place, random_camera
-from diffbody_ref.data.synthetic.shading import Stage, scene_of
+from diffbody_ref.data.synthetic.shading import Shot, scene_of
 from diffbody_ref.data.synthetic.skeleton import Rotations, Skeleton
 from diffbody_ref.data.synthetic.surfaces import surface
 from diffbody_ref.ops import keypoints as kp
@@ -50,9 +50,9 @@ def standing() -> Actor:
     return actor(0, 2, generator(1), seated=False)
 
 
-def _parts(stage: Stage, camera: Camera) -> np.ndarray:
+def _parts(shot: Shot, camera: Camera) -> np.ndarray:
     rays = camera.rays(128, 64, SAMPLES)
-    hits = stage.look(camera, rays.reshape(-1, 3))
+    hits = shot.hits(camera, rays.reshape(-1, 3))
     return labels.part_map(np.where(hits.owner == 0, hits.label, 0).reshape(rays.shape[:2]), SAMPLES)
 
 
@@ -165,8 +165,8 @@ def test_what_stands_before_a_person_hides_their_keypoints(standing: Actor) -> N
     camera = _camera()
 
     def seen(things: list[solids.Solid]) -> np.ndarray:
-        stage = Stage([standing], _place(things))
-        return labels.keypoints(standing.posed, camera, stage.scene, standing.mesh, 128, 64)[:, 2]
+        shot = Shot([standing], _place(things))
+        return labels.keypoints(standing.posed, camera, shot.scene, standing.mesh, 128, 64)[:, 2]
 
     far, low = solids.box((3, 0.1, 3), (0, 2.0, 0), _grey()), solids.box((3, 0.1, 0.7), (0, -1.0, 0), _grey())
     alone, legs_hidden = seen([far]), seen([far, low])
@@ -183,10 +183,10 @@ def test_what_stands_before_a_person_hides_their_keypoints(standing: Actor) -> N
 def test_labels_are_the_main_persons_only(standing: Actor) -> None:
     camera, far = _camera(), [solids.box((3, 0.1, 3), (0, 2.0, 0), _grey())]
     other = actor(0, 4, generator(2), seated=False)
-    alone = _parts(Stage([standing], _place(far)), camera)
-    behind = _parts(Stage([standing, other.moved(0.25, 1.0, 0.3)], _place(far)), camera)
+    alone = _parts(Shot([standing], _place(far)), camera)
+    behind = _parts(Shot([standing, other.moved(0.25, 1.0, 0.3)], _place(far)), camera)
     np.testing.assert_array_equal(alone, behind)
-    before = _parts(Stage([standing, other.moved(0.25, -1.0, 0.3)], _place(far)), camera)
+    before = _parts(Shot([standing, other.moved(0.25, -1.0, 0.3)], _place(far)), camera)
     assert 0 < (before > 0).sum() < 0.9 * (alone > 0).sum()
     np.testing.assert_array_equal(before[before > 0], alone[before > 0])
 
@@ -202,8 +202,8 @@ def test_things_and_companions_hide_some_but_not_most() -> None:
             rng, 0, 7, person, camera, scene_of([solids.box((1, 1, 1), (0, 50, 0), _grey())]), "street"
         )
         things, others = things + bool(before), others + bool(company)
-        stage = Stage([person, *company], _place([*before, solids.box((9, 0.1, 3), (0, 20, 0), _grey())]))
-        seen = labels.keypoints(person.posed, camera, stage.scene, person.mesh, 128, 64)
+        shot = Shot([person, *company], _place([*before, solids.box((9, 0.1, 3), (0, 20, 0), _grey())]))
+        seen = labels.keypoints(person.posed, camera, shot.scene, person.mesh, 128, 64)
         shown.append((seen[kp.BODY, 2] == 2).mean())
     assert things >= 3
     assert others >= 5

@@ -1,4 +1,4 @@
-"""What people wear and carry besides clothes, as it is drawn; `pieces` builds it."""
+"""Random accessories: what people wear and carry besides clothes. `pieces` builds their meshes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ class Thing:
 
     Attributes:
         kind: "glasses", "cap", "phone" ...
-        words: "round black glasses"; slot: "face", "hat", "body" or "hand" says where the caption names it.
-        cloth, trim: its materials.
-        shape: variant in [0, 1]; size: a factor about 1.
-        side: 1 the person's left, -1 their right.
+        words: words for the caption, such as "round black glasses".
+        slot: "face", "hat", "body" or "hand"; determines where the caption names it.
+        cloth: main material.
+        trim: second material.
+        shape: variant in [0, 1].
+        size: factor on the size, about 1.
+        side: 1 is the person's left, -1 their right.
     """
 
     kind: str
@@ -32,17 +35,19 @@ class Thing:
 
 
 def _simple(rng: np.random.Generator, name: str, grain: float = 0.04) -> Material:
+    """A plain material near a colour of `PALETTE`."""
     return material(rng, "plain", [named_colour(rng, name)], 0.1, grain)
 
 
 def _thing(
     rng: np.random.Generator, kind: str, words: str, slot: str, cloth: Material, trim: Material, size: float = 1.0
 ) -> Thing:
+    """A thing of random shape on a random side."""
     return Thing(kind, words, slot, cloth, trim, float(rng.random()), size, int(rng.choice([-1, 1])))
 
 
 def article(words: str) -> str:
-    """With "a" or "an" before it."""
+    """The words with "a" or "an" before them."""
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
@@ -73,7 +78,7 @@ def _pick(rng: np.random.Generator, names: tuple[str, ...]) -> str:
 
 
 def random_things(rng: np.random.Generator, female: bool, bare_neck: bool) -> tuple[Thing, ...]:
-    """Draw a person's accessories: at most one for the eyes, one hat, one scarf, one bag and one held thing."""
+    """Draw a person's accessories: at most one pair of glasses, one hat, one scarf, one bag and one held thing."""
     things = []
     draw = rng.random()
     if draw < 0.26:

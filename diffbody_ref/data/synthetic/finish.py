@@ -6,19 +6,19 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
 
-_RADII = (0.25, 0.5, 1.0)  # of the discs the far field is blurred with, shares of the largest
-_NEAR, _FAR = -0.45, 0.4  # metres before and behind the person that stay in focus
+_RADII = (0.25, 0.5, 1.0)  # radii of the discs that blur the far field, relative to the largest
+_NEAR, _FAR = -0.45, 0.4  # distances in metres in front of and behind the person that stay in focus
 
 
 def random_aperture(rng: np.random.Generator, distance: float) -> float:
-    """Radius of the blur of infinitely far things, in shares of the picture's height: wider the nearer the person."""
+    """Draw the blur radius of infinitely distant things, relative to the picture's height; larger for near people."""
     if rng.random() < 0.3:
         return 0.0
     return float(rng.uniform(0.002, 0.02) * np.clip(3.0 / distance, 0.5, 2.0))
 
 
 def _disc(radius: float) -> np.ndarray:
-    """A disc with a soft edge of one pixel, of sum 1."""
+    """A disc with a soft edge of one pixel and sum 1."""
     reach = int(np.ceil(radius + 0.5))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     disc = np.clip(radius + 0.5 - np.hypot(x, y), 0, 1)
@@ -26,7 +26,7 @@ def _disc(radius: float) -> np.ndarray:
 
 
 def _blurred(layer: np.ndarray, radius: float) -> np.ndarray:
-    """(H, W, C) through a disc."""
+    """A layer (H, W, C) blurred by a disc."""
     if radius < 0.4:
         return layer
     disc = _disc(radius)
@@ -38,15 +38,17 @@ def _blurred(layer: np.ndarray, radius: float) -> np.ndarray:
 def expose_lens(
     colour: np.ndarray, depth: np.ndarray, subject: np.ndarray, focus: float, aperture: float
 ) -> np.ndarray:
-    """Average each pixel's samples, with depth of field: what is far or near is seen through discs.
+    """Average each pixel's samples, with depth of field: what is far or near is blurred by discs.
 
-    The far field, the field in focus and the near field are blurred apart, each with its own coverage, so that the
-    person never bleeds into what is behind.
+    The far field, the field in focus and the near field are blurred separately, each with its own coverage, so that the
+    person never bleeds into the background.
 
     Args:
-        colour: float32 (H, S, W, S, 3) radiance; depth: (H, S, W, S) metres, inf allowed.
-        subject: bool (H, S, W, S), where the person in focus is; focus: their distance in metres.
-        aperture: `random_aperture`'s.
+        colour: float32 (H, S, W, S, 3), radiance.
+        depth: (H, S, W, S), metres; inf is allowed.
+        subject: bool (H, S, W, S), where the person in focus is.
+        focus: distance of the person in metres.
+        aperture: from `random_aperture`.
 
     Returns:
         float32 (H, W, 3).
@@ -55,7 +57,7 @@ def expose_lens(
     if aperture == 0:
         return colour.mean((1, 3))
     behind = (depth > focus + _FAR) & ~subject
-    before = (depth < focus + _NEAR) & ~subject
+    in_front = (depth < focus + _NEAR) & ~subject
 
     def layer(where: np.ndarray) -> np.ndarray:
         return np.concatenate([colour * where[..., None], where[..., None]], -1, dtype=np.float32).mean((1, 3))
@@ -70,11 +72,11 @@ def expose_lens(
     place = np.interp(share, (0.0, *_RADII), range(len(_RADII) + 1))
     weights = [np.clip(1 - np.abs(place - i), 0, 1)[..., None].astype(np.float32) for i in range(len(stack))]
     soft = sum(w * rgb for w, rgb in zip(weights, stack, strict=True))
-    out = soft * far[..., 3:] + layer(~behind & ~before)[..., :3]
-    if before.any():
-        closeness = float(np.clip(focus / np.median(depth[before]) - 1, 0, 1.5))
-        # What the near field hides is unknown: under its blurred edge the sharp picture is filled from around.
-        near = layer(before)
+    out = soft * far[..., 3:] + layer(~behind & ~in_front)[..., :3]
+    if in_front.any():
+        closeness = float(np.clip(focus / np.median(depth[in_front]) - 1, 0, 1.5))
+        # What the near field hides is unknown: behind its blurred edge the sharp picture is filled from the vicinity.
+        near = layer(in_front)
         around = _blurred(np.concatenate([out, 1 - near[..., 3:]], -1), max(3.0, largest))
         filled = out + around[..., :3] / np.maximum(around[..., 3:], 0.02) * near[..., 3:]
         veil = _blurred(near, largest * closeness)
@@ -83,22 +85,30 @@ def expose_lens(
 
 
 def develop(rng: np.random.Generator, colour: np.ndarray, person: np.ndarray) -> np.ndarray:
-    """Linear radiance (H, W, 3) to sRGB uint8, as a camera's automatic does it, not always well.
+    """Convert linear radiance to a photograph, with the imperfections of a camera's automatic mode.
 
-    Exposure mostly for the person, white balance a little off, vignette, a film-like tone curve, muted colours,
-    slight softness, and grain that is stronger in the shadows.
+    The exposure is mostly chosen for the person, the white balance is slightly off; then come vignette, a film-like
+    tone curve, muted colours, slight softness, and grain that is stronger in the shadows.
+
+    Args:
+        rng: source of randomness.
+        colour: float32 (H, W, 3), linear radiance.
+        person: bool (H, W), where the person is.
+
+    Returns:
+        uint8 (H, W, 3), sRGB.
     """
     height, width = person.shape
     luminance = colour @ np.array([0.2126, 0.7152, 0.0722], np.float32)
     level = 0.6 * luminance[person].mean() + 0.4 * np.median(luminance) if person.any() else luminance.mean()
-    level = max(float(level), 0.32 * float(np.quantile(luminance, 0.93)), 1e-4)  # few highlights are lost
+    level = max(float(level), 0.32 * float(np.quantile(luminance, 0.93)), 1e-4)  # so that few highlights are lost
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     vignette = 1 - rng.uniform(0.0, 0.22) * (0.6 * y * y + 0.4 * x * x)
     balance = np.exp(rng.normal(0, [0.05, 0.01, 0.05]))
     exposure = 0.2 * np.exp(rng.normal(0.0, 0.2)) / level
     exposed = colour * (balance * exposure * vignette[..., None]).astype(np.float32)
     grey = exposed @ np.full((3, 1), 1 / 3, np.float32)
-    exposed = grey + (exposed - grey) * np.float32(rng.uniform(0.85, 1.05))  # albedos are purer than cameras' colours
+    exposed = grey + (exposed - grey) * np.float32(rng.uniform(0.85, 1.05))  # cameras' colours are paler than albedos
     exposed = np.maximum(exposed, 0)
     exposed = np.where(exposed > 0.55, 0.55 + 0.45 * (1 - np.exp(-(exposed - 0.55) / 0.45)), exposed)  # highlights
     tone = np.clip(exposed, 0, 1) ** np.float32(1 / 2.2)

@@ -1,4 +1,4 @@
-"""Clothes as they are drawn: cut, material and words of each garment."""
+"""Random clothes: cut, material and words of each garment."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _SOBER = ("black", "dark grey", "grey", "navy", "blue", "beige", "brown", "olive
 
 @dataclass(frozen=True)
 class Garment:
-    """One garment. Lengths are in template units (see `clothing`).
+    """One garment. Lengths are in metres on the template (see `clothing`).
 
     Attributes:
-        words: "a striped red and white t-shirt".
-        kind: "t-shirt", "jeans", "boots" ...; what is built and painted follows from it.
-        cloth: its material.
-        sleeve: where the sleeve ends along the arm, 0 the shoulder, 1 the wrist (uppers).
-        hem: height of its lower end, template z.
-        neck: neckline radius in metres (uppers), 0: closed up the neck.
-        vee: depth of a V at the front, metres.
-        loose: offset from the body in metres.
-        flare: extra offset at the lower end in metres.
-        pleats: waves around a skirt, 0 none.
-        gap: half width of an open front at its hem in metres, 0: closed (outer garments).
+        words: words for the caption, such as "a striped red and white t-shirt".
+        kind: "t-shirt", "jeans", "boots" ...; it determines what is built and painted.
+        cloth: material.
+        sleeve: position along the arm of the sleeve's end, 0 at the shoulder, 1 at the wrist (upper garments).
+        hem: template z of the lower end.
+        neck: radius of the neckline (upper garments); 0 is closed up to the neck.
+        vee: depth of a V-neck at the front.
+        loose: distance from the body.
+        flare: additional distance at the lower end.
+        pleats: number of waves around a skirt; 0 is none.
+        gap: half the width of an open front at its hem (outer garments); 0 is closed.
         trim: material of buttons, prints, linings and soles.
-        detail: "", "print", "logo", "tie", "pocket" or "piping".
+        detail: "", "print", "logo", "lettering", "tie", "pocket" or "piping".
     """
 
     words: str
@@ -61,16 +61,23 @@ class Garment:
 
     @property
     def skirted(self) -> bool:
-        """Whether it hangs around both legs."""
+        """Whether the garment hangs around both legs."""
         return self.kind in ("skirt", "dress", "coat")
 
     @property
     def collared(self) -> bool:
+        """Whether the garment has a collar."""
         return self.kind in ("shirt", "polo shirt", "blazer", "jacket", "denim jacket", "coat")
 
 
 def _cloth(rng: np.random.Generator, plain: float, names: tuple[str, ...] = tuple(PALETTE)) -> tuple[Material, str]:
-    """A cloth and its words: "striped red and white"."""
+    """Draw a cloth, and its words such as "striped red and white".
+
+    Args:
+        rng: source of randomness.
+        plain: probability of plain cloth.
+        names: colours in `PALETTE` to choose from.
+    """
     first = str(rng.choice(names))
     second, third = (str(name) for name in rng.choice([n for n in PALETTE if n != first], 2, replace=False))
     if rng.random() < 0.4:
@@ -112,7 +119,7 @@ _UPPERS = {  # chance, sleeve, looseness, neck
 
 
 def random_upper(rng: np.random.Generator, female: bool, tucked: bool) -> Garment:
-    """What is worn on the trunk, alone or under an outer garment."""
+    """Draw a garment of the trunk, worn alone or below an outer garment; `tucked` puts it into the waistband."""
     kind = str(rng.choice(list(_UPPERS), p=[row[0] for row in _UPPERS.values()]))
     _, sleeve, loose, neck = _UPPERS[kind]
     if kind == "shirt" and rng.random() < 0.35:
@@ -161,7 +168,7 @@ def random_upper(rng: np.random.Generator, female: bool, tucked: bool) -> Garmen
 
 
 def random_outer(rng: np.random.Generator, female: bool) -> Garment:
-    """A jacket, cardigan or coat, open over the upper garment."""
+    """Draw a jacket, cardigan or coat, which is open over the upper garment."""
     kinds = ["jacket", "blazer", "denim jacket", "cardigan", "coat", "zip hoodie"]
     kind = str(rng.choice(kinds, p=[0.24, 0.2, 0.12, 0.14, 0.18, 0.12]))
     cloth, words = _cloth(
@@ -187,7 +194,7 @@ def random_outer(rng: np.random.Generator, female: bool) -> Garment:
 
 
 def random_lower(rng: np.random.Generator, female: bool) -> Garment:
-    """Trousers, shorts, leggings or a skirt."""
+    """Draw trousers, shorts, leggings or a skirt."""
     kinds = ["jeans", "trousers", "sweatpants", "shorts", "leggings", "skirt"]
     chances = [0.3, 0.18, 0.07, 0.13, 0.09, 0.23] if female else [0.38, 0.31, 0.12, 0.19, 0.0, 0.0]
     kind = str(rng.choice(kinds, p=chances))
@@ -225,7 +232,7 @@ def random_lower(rng: np.random.Generator, female: bool) -> Garment:
 
 
 def random_dress(rng: np.random.Generator) -> tuple[Garment, Garment]:
-    """A dress: its bodice, and its skirt without words."""
+    """Draw a dress: its bodice with the words, and its skirt without words."""
     cloth, words = _cloth(rng, 0.35)
     sleeve = float(rng.choice([-0.03, 0.3, 0.97]))
     length = float(rng.uniform(-0.62, -0.2))
@@ -238,7 +245,7 @@ def random_dress(rng: np.random.Generator) -> tuple[Garment, Garment]:
 
 
 def random_shoes(rng: np.random.Generator, female: bool) -> Garment:
-    """Sneakers, boots, leather shoes, ballet flats, heels or sandals."""
+    """Draw sneakers, boots, leather shoes, ballet flats, heels or sandals."""
     kinds = ["sneakers", "boots", "leather shoes", "flat shoes", "heels", "sandals"]
     kind = str(
         rng.choice(kinds, p=[0.42, 0.18, 0.08, 0.1, 0.14, 0.08] if female else [0.52, 0.2, 0.22, 0.0, 0.0, 0.06])

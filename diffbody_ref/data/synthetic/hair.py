@@ -1,7 +1,7 @@
-"""Hair: how it is drawn, where it grows, and the cards (tapering ribbons of strands) that it is made of.
+"""Hair: random styles, where hair grows, and the cards (tapering ribbons of strands) of which it consists.
 
-A card starts on the template's scalp and is combed, bent by gravity and kept out of skull, face and shoulders. Over
-the thin shell of `clothing` cards give a style its strands and its ragged outline.
+A card starts on the scalp of the template, follows the combing direction, is bent by gravity and kept out of skull,
+face and shoulders. Above the thin shell made by `clothing`, cards give a style its strands and its ragged outline.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MALE = (0.07, 0.13, 0.24, 0.16, 0.1, 0.08, 0.07, 0.04, 0.02, 0.03, 0.02, 0.01, 
 _FEMALE = (0.0, 0.01, 0.06, 0.02, 0.02, 0.01, 0.1, 0.05, 0.15, 0.2, 0.14, 0.12, 0.08, 0.04)
 
 SKULL, SKULL_RADII = np.array([0.0, -0.057, 0.752]), np.array([0.079, 0.099, 0.1])
-_HAIRLINE = np.array(  # y, z: from the forehead over the temple and the ear to the nape
+_HAIRLINE = np.array(  # (y, z) on the template, from the forehead over the temple and the ear to the nape
     [
         (-0.17, 0.803),
         (-0.135, 0.797),
@@ -50,16 +50,17 @@ class Hair:
     """Hair and beard.
 
     Attributes:
-        style: of `STYLES`.
+        style: one of `STYLES`.
         colour: float32 (3,), linear RGB.
         volume: thickness of the shell in metres.
-        length: of the cards in metres.
+        length: length of the cards in metres.
         part: template x of the parting.
-        fringe: how far it hangs over the forehead, metres.
-        beard: 0 none, up to 1; below 0.5 it is stubble.
-        moustache: whether the beard has one (or is only one).
-        words: "long wavy blond hair"; beard_words: "a full beard" or "".
-        seed: of the strands.
+        fringe: how far the fringe hangs over the forehead, in metres; 0 is no fringe.
+        beard: amount of beard from 0 (none) to 1; below 0.5 it is stubble.
+        moustache: whether there is a moustache, with or without a beard.
+        words: words for the caption, such as "long wavy blond hair".
+        beard_words: words for the beard, such as "a full beard"; "" if there is none.
+        seed: seed of the strands.
     """
 
     style: str
@@ -77,12 +78,13 @@ class Hair:
 
 @dataclass(frozen=True)
 class Cards:
-    """Ribbons in template coordinates, n vertices and m triangles.
+    """Ribbons in template coordinates, with n vertices and m triangles.
 
     Attributes:
-        vertices: float32 (n, 3); core: (n, 3), the point each one's shading normal turns away from.
+        vertices: float32 (n, 3), metres.
+        core: float32 (n, 3), for each vertex the point from which its shading normal points away.
         faces: int32 (m, 3).
-        chart: float32 (n, 3): across in [-1, 1], along in [0, 1], a random number of the card.
+        chart: float32 (n, 3): position across the card in [-1, 1], along it in [0, 1], a random number of the card.
     """
 
     vertices: np.ndarray
@@ -92,7 +94,7 @@ class Cards:
 
 
 def random_hair(rng: np.random.Generator, female: bool, old: bool, child: bool, tone: float) -> Hair:
-    """Draw hair and beard for a person; tone is the skin's, 0 light to 6 dark."""
+    """Draw hair and beard for a person; `tone` is the skin's, from 0 (light) to 6 (dark)."""
     chances = np.array(_FEMALE if female else _MALE)
     if tone > 3.8:
         chances = chances * np.where([s in ("curly", "afro", "braids", "shaved") for s in STYLES], 3.0, 1.0)
@@ -116,8 +118,8 @@ def random_hair(rng: np.random.Generator, female: bool, old: bool, child: bool, 
     length = {"bob": rng.uniform(0.13, 0.2), "long": rng.uniform(0.25, 0.42), "wavy": rng.uniform(0.22, 0.4)}
     length |= {"ponytail": rng.uniform(0.14, 0.32), "braids": rng.uniform(0.2, 0.32), "curly": rng.uniform(0.05, 0.2)}
     length |= {"spiky": rng.uniform(0.012, 0.022), "afro": 0.016, "bun": rng.uniform(0.026, 0.04)}
-    cm = float(length.get(style, rng.uniform(0.025, 0.05)))
-    size = "shoulder-length " if style == "curly" and cm > 0.13 else ""
+    metres = float(length.get(style, rng.uniform(0.025, 0.05)))
+    size = "shoulder-length " if style == "curly" and metres > 0.13 else ""
     words = {
         "bald": "a bald head",
         "shaved": f"shaved {name} hair",
@@ -141,7 +143,7 @@ def random_hair(rng: np.random.Generator, female: bool, old: bool, child: bool, 
         style,
         colour.astype(np.float32),
         float(volume.get(style, rng.uniform(0.004, 0.011))),
-        cm,
+        metres,
         float(rng.uniform(0.015, 0.04) * rng.choice([-1, 1])),
         fringe,
         float(beard),
@@ -153,7 +155,7 @@ def random_hair(rng: np.random.Generator, female: bool, old: bool, child: bool, 
 
 
 def scalp_field(hair: Hair, p: np.ndarray) -> np.ndarray:
-    """How far inside the hairline template positions (..., 3) are, metres."""
+    """The distance in metres of template positions (..., 3) from the hairline, positive inside it."""
     line = np.interp(p[..., 1], _HAIRLINE[:, 0], _HAIRLINE[:, 1])
     ragged = 0.004 * noise(1, p[..., 0] * 5 + hair.seed * 0.01, p[..., 1] * 3)
     ear = np.where(p[..., 2] < 0.755, (0.0795 - np.abs(p[..., 0])) * 3, 1.0)
@@ -161,7 +163,7 @@ def scalp_field(hair: Hair, p: np.ndarray) -> np.ndarray:
 
 
 def beard_field(hair: Hair, p: np.ndarray) -> np.ndarray:
-    """How far inside the beard's outline template positions (..., 3) on the head are, metres (negative: none)."""
+    """The distance in metres of template positions (..., 3) on the head from the beard's outline, positive inside."""
     x, y, z = np.abs(p[..., 0]), p[..., 1], p[..., 2]
     cheek = 0.652 + 1.2 * np.clip(x - 0.023, 0, 0.045)  # rises to the sideburns
     jaw = np.minimum(np.minimum(cheek - z, z - 0.606), -0.035 - y)
@@ -179,12 +181,18 @@ def beard_field(hair: Hair, p: np.ndarray) -> np.ndarray:
 
 
 def _outward(p: np.ndarray) -> np.ndarray:
+    """The unit normals of the skull at points (..., 3)."""
     normal = (p - SKULL) / SKULL_RADII**2
     return normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
 
 
 def _keep_out(p: np.ndarray, lift: np.ndarray) -> np.ndarray:
-    """Push points (n, 3) out of the skull (by lift (n,) metres), the face, the neck and the shoulders."""
+    """Push points (n, 3) out of the skull, the face, the neck and the shoulders.
+
+    Args:
+        p: (n, 3), points.
+        lift: (n,), distance in metres that the points keep from the skull.
+    """
     q = (p - SKULL) / (SKULL_RADII + 0.004 + lift[:, None])
     far = np.linalg.norm(q, axis=1, keepdims=True)
     p = SKULL + np.where((far < 1) & (p[:, 2:] > 0.66), q / np.maximum(far, 0.05), q) * (
@@ -213,16 +221,29 @@ def _grow(
     lift: np.ndarray,
     free: bool = False,
 ) -> np.ndarray:
-    """Paths (n, steps + 1, 3) of strands from the roots, bent by gravity; they lie on the head unless free."""
+    """Grow strands from their roots, bent by gravity.
+
+    Args:
+        roots: (n, 3).
+        direction: (n, 3), initial directions.
+        length: (n,), metres.
+        steps: number of steps.
+        gravity: how much each step is bent downwards, 0 to 1.
+        lift: (n,), distance from the skull in metres.
+        free: False lets the strands lie on the head.
+
+    Returns:
+        The paths (n, steps + 1, 3).
+    """
     path, p, d = [roots], roots, direction
     for step in range(steps):
         d = d * (1 - gravity) + np.array([0, 0, -1.0]) * gravity
         if not free:
             out = _outward(p)
             far = np.linalg.norm((p - SKULL) / (SKULL_RADII + 0.004 + lift[:, None]), axis=1)
-            wanted = np.clip(3.0 * (1 - far), -0.5, 0.5) + (0.3 if step == 0 else 0.0)
-            leaving = (d * out).sum(1) - wanted
-            d = d - out * (np.maximum(leaving, 0) * (p[:, 2] > 0.7))[:, None]
+            allowed = np.clip(3.0 * (1 - far), -0.5, 0.5) + (0.3 if step == 0 else 0.0)
+            excess = (d * out).sum(1) - allowed
+            d = d - out * (np.maximum(excess, 0) * (p[:, 2] > 0.7))[:, None]
         d = d / np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-9)
         moved = _keep_out(p + d * (length / steps)[:, None], lift * min(1.0, 0.4 + 0.6 * step))
         d = moved - p
@@ -233,12 +254,20 @@ def _grow(
 
 
 def _ribbons(paths: np.ndarray, core: np.ndarray, width: np.ndarray, rng: np.random.Generator) -> Cards:
-    """Cards along paths (n, s, 3), turned to face away from core (n, s, 3), width (n,) metres tapering to the tip."""
+    """Cards along paths.
+
+    Args:
+        paths: (n, s, 3).
+        core: (n, s, 3), points from which the cards face away.
+        width: (n,), half widths in metres, which taper to the tip.
+        rng: source of randomness.
+    """
     n, s, _ = paths.shape
     along = np.gradient(paths, axis=1)
     away = paths - core
     away = away / np.maximum(np.linalg.norm(away, axis=-1, keepdims=True), 1e-9)
-    side = np.cross(along, away + 0.3 * rng.normal(0, 1, (n, 1, 3)))  # so that also strands that stand out have one
+    # The random part gives strands that point away from the core a side as well.
+    side = np.cross(along, away + 0.3 * rng.normal(0, 1, (n, 1, 3)))
     side /= np.maximum(np.linalg.norm(side, axis=-1, keepdims=True), 1e-9)
     v = np.linspace(0, 1, s)
     half = width[:, None] * (1 - 0.8 * v**2.5) * np.minimum(0.6 + 3 * v, 1)
@@ -258,6 +287,7 @@ def _ribbons(paths: np.ndarray, core: np.ndarray, width: np.ndarray, rng: np.ran
 
 
 def _joined(cards: list[Cards]) -> Cards:
+    """Several groups of cards as one."""
     starts = np.cumsum([0] + [len(c.vertices) for c in cards])
     return Cards(
         np.concatenate([c.vertices for c in cards]),
@@ -268,12 +298,12 @@ def _joined(cards: list[Cards]) -> Cards:
 
 
 def _head_core(paths: np.ndarray) -> np.ndarray:
-    """Axis of head and neck at the heights of the paths."""
+    """The points on the axis of head and neck at the heights of the paths."""
     return np.stack([0 * paths[..., 0], np.full(paths.shape[:-1], -0.045), np.minimum(paths[..., 2], 0.76)], -1)
 
 
 def _bundle(centre: np.ndarray, radius: np.ndarray, count: int, rng: np.random.Generator) -> Cards:
-    """Strands lying around a path (s, 3) of radius (s,), as tails and braids are."""
+    """`count` strands around a path (s, 3) with radius (s,), for tails and braids."""
     turn = rng.uniform(0, 2 * np.pi, count)
     reach = np.sqrt(rng.uniform(0.3, 1, count))
     around = np.stack([np.cos(turn), np.sin(turn), 0 * turn], 1) * reach[:, None]
@@ -283,12 +313,14 @@ def _bundle(centre: np.ndarray, radius: np.ndarray, count: int, rng: np.random.G
 
 
 def _tail(start: np.ndarray, away: np.ndarray, length: float, radius: float, rng: np.random.Generator) -> Cards:
+    """A ponytail that starts in the direction `away`."""
     path = _grow(start[None], away[None], np.array([length]), 10, 0.38, np.array([0.015]), True)[0]
     v = np.linspace(0, 1, len(path))
     return _bundle(path, radius * (0.35 + 2.6 * v * (1 - v) ** 1.1 + 0.1 * (1 - v)), 70, rng)
 
 
 def _braid(side: float, length: float, rng: np.random.Generator) -> Cards:
+    """A braid; `side` is 1 on the person's left, -1 on their right."""
     start = np.array([side * 0.07, -0.005, 0.68])
     path = _grow(start[None], np.array([[side * 0.5, -0.35, -0.7]]), np.array([length]), 22, 0.3, np.zeros(1), True)[0]
     v = np.linspace(0, 1, len(path))
@@ -296,7 +328,7 @@ def _braid(side: float, length: float, rng: np.random.Generator) -> Cards:
 
 
 def _bun(size: float, rng: np.random.Generator) -> Cards:
-    """A coil of strands around a ball at the back of the head."""
+    """A bun: a coil of strands around a ball of radius `size` at the back of the head."""
     centre = np.array([0.0, 0.04 + size * 0.55, 0.79])
     count, steps = 130, 7
     axis = rng.normal(0, 1, (count, 3)) * [0.5, 1.0, 0.5]
@@ -310,7 +342,7 @@ def _bun(size: float, rng: np.random.Generator) -> Cards:
 
 
 def _combed(style: str, hair: Hair, p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Directions (n, 3) in which hair leaves the scalp at p."""
+    """The directions (n, 3) in which a style is combed at points p (n, 3) of the scalp."""
     out = _outward(p)
     away = np.sign(p[:, 0] - hair.part)
     down = np.clip((SKULL[2] + 0.06 - p[:, 2]) / 0.1, 0, 1)
@@ -329,7 +361,16 @@ def _combed(style: str, hair: Hair, p: np.ndarray, rng: np.random.Generator) -> 
 
 
 def hair_cards(hair: Hair, scalp: np.ndarray, flat: bool) -> Cards | None:
-    """The cards of a style, rooted at random among scalp points (n, 3); flat: under a hat. None: it has none."""
+    """The cards of a style.
+
+    Args:
+        hair: the style.
+        scalp: (n, 3), points of the scalp, among which the roots are chosen at random.
+        flat: whether a hat is worn.
+
+    Returns:
+        The cards; None if the style has none.
+    """
     rng = np.random.Generator(np.random.Philox(key=hair.seed))
     if hair.style in ("bald", "shaved"):
         return None
@@ -385,7 +426,7 @@ def hair_cards(hair: Hair, scalp: np.ndarray, flat: bool) -> Cards | None:
 
 
 def _fringe(roots: np.ndarray, hair: Hair, rng: np.random.Generator) -> np.ndarray:
-    """Paths from the front of the scalp over the forehead to just above the brows."""
+    """The paths of a fringe from the front of the scalp over the forehead to just above the brows."""
     end = 0.785 - hair.fringe + rng.normal(0, 0.006, len(roots))
     v = np.linspace(0, 1, 6)[None, :, None]
     tip = np.stack([roots[:, 0] * 1.05 + 0.3 * hair.part, -0.163 + 6.0 * roots[:, 0] ** 2, end], 1)
@@ -394,7 +435,7 @@ def _fringe(roots: np.ndarray, hair: Hair, rng: np.random.Generator) -> np.ndarr
 
 
 def beard_cards(hair: Hair, jaw: np.ndarray) -> Cards | None:
-    """Short cards on the points (n, 3) inside a beard's outline; None for stubble or none."""
+    """The short cards of a beard at points (n, 3) inside its outline; None for stubble or no beard."""
     jaw = jaw[jaw[:, 2] < 0.664]
     if hair.beard < 0.5 or hair.beard_words == "a moustache" or not len(jaw):
         return None

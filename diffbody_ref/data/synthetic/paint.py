@@ -1,4 +1,7 @@
-"""Colours of a person's surface at template positions: cloth and its seams, shoes, accessories. Linear RGB."""
+"""Colours of a person's surface at template positions: cloth with seams, shoes, accessories. Colours are linear RGB.
+
+In this module p are template positions (M, 3), parts are part weights (M, 5), and g is a garment.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from diffbody_ref.data.synthetic.wardrobe import Identity
 
 
 def chart(p: np.ndarray, parts: np.ndarray, skirted: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Cloth coordinates in metres at template positions (M, 3): around and along the trunk, an arm or a leg."""
+    """Cloth coordinates (u, v) in metres at template positions: around and along the trunk, an arm or a leg."""
     arm, leg = parts[:, ARMS] > 0.5, (p[:, 2] < 0.02) & (not skirted)
     side = np.sign(p[:, 0])
     axis = (c.WRIST - c.SHOULDER) / np.linalg.norm(c.WRIST - c.SHOULDER)
@@ -30,16 +33,17 @@ def chart(p: np.ndarray, parts: np.ndarray, skirted: bool = False) -> tuple[np.n
 
 
 def _bump(value: np.ndarray, middle: float, width: float) -> np.ndarray:
+    """A Gaussian of height 1."""
     return np.exp(-0.5 * ((value - middle) / width) ** 2)
 
 
 def _folds(g: Garment, u: np.ndarray, v: np.ndarray, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Shading of folds as light from above gives it, about 0: around elbows, knees, waist and ankles, else soft."""
+    """The shading of folds in light from above, about 0: sharp at elbows, knees, waist and ankles, else soft."""
     z, arm = p[:, 2], parts[:, ARMS] > 0.5
-    place = c.along_arm(p)
-    bent = np.where(arm, _bump(place, c.ELBOW, 0.11) + 0.8 * _bump(place, 0.08, 0.09), 0)
+    along = c.along_arm(p)
+    bent = np.where(arm, _bump(along, c.ELBOW, 0.11) + 0.8 * _bump(along, 0.08, 0.09), 0)
     if g.sleeve > 0.8:
-        bent = bent + np.where(arm, 0.7 * _bump(place, g.sleeve - 0.1, 0.06), 0)
+        bent = bent + np.where(arm, 0.7 * _bump(along, g.sleeve - 0.1, 0.06), 0)
     if g.kind in ("jeans", "trousers", "sweatpants", "leggings", "shorts"):
         bent = bent + _bump(z, c.KNEE_Z, 0.07) + 0.9 * _bump(z, -0.01, 0.045) + 0.9 * _bump(z, g.hem + 0.05, 0.05)
     elif not g.skirted:
@@ -61,6 +65,7 @@ def _folds(g: Garment, u: np.ndarray, v: np.ndarray, p: np.ndarray, parts: np.nd
 
 
 def _cloth(g: Garment, fields: np.ndarray, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """A garment's cloth with ribs or seams at its edges (given by its fields), and folds."""
     u, v = chart(p, parts, g.skirted)
     colour = albedo(g.cloth, u, v)
     edge = fields.min(1)
@@ -74,7 +79,7 @@ def _cloth(g: Garment, fields: np.ndarray, p: np.ndarray, parts: np.ndarray) -> 
 
 
 def _print(g: Garment, colour: np.ndarray, p: np.ndarray, parts: np.ndarray) -> None:
-    """A print, logo or lettering on the chest, in place."""
+    """Paint a print, logo or lettering on the chest; `colour` is changed in place."""
     assert g.trim is not None
     x, z = p[:, 0], p[:, 2]
     front = (p[:, 1] < -0.045) & (parts[:, ARMS] < 0.5)
@@ -96,6 +101,7 @@ def _print(g: Garment, colour: np.ndarray, p: np.ndarray, parts: np.ndarray) -> 
 
 
 def _upper(g: Garment, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """An upper or outer garment with its details: plackets, buttons, pockets, tie, cords, zips."""
     colour = _cloth(g, c.upper_fields(g, p, parts), p, parts)
     assert g.trim is not None or g.kind == "dress"
     x, z, trunk = np.abs(p[:, 0]), p[:, 2], parts[:, ARMS] < 0.5
@@ -134,6 +140,7 @@ def _upper(g: Garment, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
 
 
 def _lower(g: Garment, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """A lower garment with its details: fly, pockets, belt, creases, piping."""
     colour = _cloth(g, c.lower_fields(g, p, parts * (not g.skirted)), p, parts)
     x, z = np.abs(p[:, 0]), p[:, 2]
     if g.kind in ("jeans", "trousers", "shorts", "sweatpants"):
@@ -160,6 +167,7 @@ def _lower(g: Garment, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
 
 
 def _shoes(g: Garment, p: np.ndarray) -> np.ndarray:
+    """Shoes with tongue, laces, stripes and soles."""
     colour = albedo(g.cloth, p[:, 1], p[:, 2])
     assert g.trim is not None
     x, y, z = np.abs(p[:, 0]), p[:, 1], p[:, 2]
@@ -184,6 +192,7 @@ def _shoes(g: Garment, p: np.ndarray) -> np.ndarray:
 
 
 def _layer_colour(who: Identity, kind: int, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """The colour of one kind of layer, such as `clothing.BODY`."""
     if kind == c.BODY:
         return skin_colour(who, p)
     if kind == c.EYES:
@@ -207,17 +216,18 @@ def _layer_colour(who: Identity, kind: int, p: np.ndarray, parts: np.ndarray) ->
 
 
 def person_albedo(who: Identity, mesh: c.Dressed, kind: np.ndarray, p: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Linear RGB (M, 3) of surface points.
+    """The colours of points on a person's surface: linear RGB, float32 (M, 3).
 
     Args:
-        mesh: what they lie on.
-        kind: int (M,), `clothing.BODY` and so on.
-        p: float32 (M, 3) template positions or charts, as in `Dressed.template`.
-        parts: float32 (M, 5).
+        who: the person.
+        mesh: the mesh on which the points lie.
+        kind: int (M,), kind of the layer: `clothing.BODY` etc.
+        p: float32 (M, 3), template positions or chart coordinates, as in `Dressed.template`.
+        parts: float32 (M, 5), part weights as in `Dressed.parts`.
     """
     kind = kind.copy()
     body = np.flatnonzero(kind == c.BODY)
-    # Where a pose pushes the skin through the cloth, it is painted as the cloth.
+    # Where a pose pushes the skin through the cloth, the skin is painted like the cloth.
     q, hung = p[body], parts[body]
     margin = 0.02 if who.lower.skirted else 0.006
     kind[body[c.lower_fields(who.lower, q, hung).min(-1) > margin]] = c.LOWER

@@ -1,9 +1,9 @@
-"""The meshes of accessories, soles and hoods, in template coordinates; see `accessories` for what there is.
+"""The meshes of accessories (see `accessories`), soles and hoods, in template coordinates.
 
-A piece either follows a frame of `BodyModel.frames`, or it hangs: then only its pivot follows, and it stays upright
-whatever the arm does (a cup, a bag). In the part map what is worn (glasses, hats, scarves, earrings, straps) belongs
-to the part it is worn on, for a part network has to find the head under a hat; what is carried (bags, held things)
-is background, for it is no part of anybody.
+A piece either follows a frame of `BodyModel.frames`, or it hangs: then only its pivot follows, and the piece stays
+upright whatever the arm does (a cup, a bag). In the part map, worn things (glasses, hats, scarves, earrings, straps)
+belong to the part on which they are worn, because a part network has to find the head under a hat. Carried things
+(bags, held things) are background, because they do not belong to anybody's body.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ class Piece:
     """A mesh in template coordinates.
 
     Attributes:
-        vertices: (n, 3) metres; faces: (m, 3).
-        frame: what carries it.
-        pivot: (3,) template point for a hanging piece, whose vertices are relative to it in world axes; else None.
-        part: HEAD_PART, TORSO_PART or NO_PART.
-        cloth: its material, over chart (n, 2) in metres.
-        gloss: strength and power of its highlight.
+        vertices: (n, 3), metres.
+        faces: int (m, 3).
+        frame: name of the frame that it follows.
+        pivot: (3,), template point that a hanging piece follows; its vertices are relative to it in world axes. None
+            if the piece does not hang.
+        part: HEAD_PART, TORSO_PART, FEET_PART or NO_PART.
+        cloth: material.
+        chart: (n, 2), coordinates of the material in metres.
+        gloss: strength and exponent of the highlights.
     """
 
     vertices: np.ndarray
@@ -42,11 +45,12 @@ class Piece:
     gloss: tuple[float, float] = (0.0, 1.0)
 
 
-Mesh = tuple[np.ndarray, np.ndarray, np.ndarray]  # vertices, faces, chart
+Mesh = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""(vertices, faces, chart) as in `Piece`."""
 
 
 def _grid(points: np.ndarray, closed: bool = False) -> Mesh:
-    """A mesh over a grid of points (r, c, 3); closed: the last column meets the first."""
+    """A mesh over a grid of points (r, c, 3); if it is closed, the last column is connected to the first."""
     rows, columns, _ = points.shape
     if closed:
         points, columns = np.concatenate([points, points[:, :1]], 1), columns + 1
@@ -59,7 +63,7 @@ def _grid(points: np.ndarray, closed: bool = False) -> Mesh:
 
 
 def _tube(path: np.ndarray, radius: float | np.ndarray, sides: int = 6, flat: float = 1.0) -> Mesh:
-    """A tube around a path (n, 3); flat squeezes it along y, for straps and scarves."""
+    """A tube around a path (n, 3); `flat` is its relative thickness in one direction, for straps and scarves."""
     along = np.gradient(path, axis=0)
     along /= np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-9)
     helper = np.where(np.abs(along[:, 1:2]) > 0.9, [[1.0, 0, 0]], [[0.0, 1.0, 0]])
@@ -72,7 +76,7 @@ def _tube(path: np.ndarray, radius: float | np.ndarray, sides: int = 6, flat: fl
 
 
 def _lathe(profile: np.ndarray, sides: int = 20, scale: tuple[float, float] = (1.0, 1.0)) -> Mesh:
-    """A surface of revolution about z of (radius, z) rows."""
+    """A surface of revolution about z, whose profile has rows (radius, z); `scale` stretches it along x and y."""
     turn = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     x = profile[:, :1] * np.cos(turn) * scale[0]
     y = profile[:, :1] * np.sin(turn) * scale[1]
@@ -80,7 +84,7 @@ def _lathe(profile: np.ndarray, sides: int = 20, scale: tuple[float, float] = (1
 
 
 def _box(size: tuple[float, float, float], power: float = 6.0, steps: int = 10) -> Mesh:
-    """A rounded box (superellipsoid), size in all."""
+    """A rounded box (superellipsoid) of a total size (x, y, z); larger powers have sharper edges."""
     lat, lon = np.linspace(-np.pi / 2, np.pi / 2, steps), np.linspace(-np.pi, np.pi, 2 * steps, endpoint=False)
     ray = np.stack(
         [
@@ -97,19 +101,20 @@ def _box(size: tuple[float, float, float], power: float = 6.0, steps: int = 10) 
 
 
 def _moved(mesh: Mesh, move: np.ndarray, axes: np.ndarray | None = None) -> Mesh:
-    """Turned by axes (rows: where x, y and z go), then moved."""
+    """The mesh rotated by `axes` (rows are the images of x, y and z), then moved."""
     vertices = mesh[0] if axes is None else mesh[0] @ axes
     return vertices + move, mesh[1], mesh[2]
 
 
 def _joined(meshes: list[Mesh]) -> Mesh:
+    """Several meshes as one."""
     starts = np.cumsum([0] + [len(mesh[0]) for mesh in meshes])
     faces = np.concatenate([mesh[1] + start for mesh, start in zip(meshes, starts[:-1], strict=True)])
     return np.concatenate([mesh[0] for mesh in meshes]), faces, np.concatenate([mesh[2] for mesh in meshes])
 
 
 def _loop(centre: tuple[float, float], half: tuple[float, float], power: float, tilt: float) -> np.ndarray:
-    """A rim (n, 3) in front of an eye: |x/a|^power + |z/b|^power = 1; tilt raises its outer end."""
+    """A rim (n, 3) of glasses in front of an eye: |x/a|^power + |z/b|^power = 1; `tilt` raises its outer end."""
     turn = np.linspace(0, 2 * np.pi, 29)
     c, s = np.cos(turn), np.sin(turn)
     x = centre[0] + half[0] * np.sign(c) * np.abs(c) ** (2 / power)
@@ -133,19 +138,23 @@ def _glasses(thing: Thing) -> list[Piece]:
         tubes += [_tube(rim * [side, 1, 1], thick), _tube(arm * [side, 1, 1], thick)]
         middle = rim.mean(0) * [side, 1, 1]
         lenses.append(_grid(np.stack([middle + (rim * [side, 1, 1] - middle) * s for s in (0.01, 0.5, 1.0)])))
-    pieces = [Piece(*_split(_joined(tubes)), "glasses", None, HEAD_PART, thing.cloth, _joined(tubes)[2], (0.35, 30.0))]
+    frame = _joined(tubes)
+    pieces = [Piece(frame[0], frame[1], "glasses", None, HEAD_PART, thing.cloth, frame[2], (0.35, 30.0))]
     if dark:
         lens = _joined(lenses)
-        pieces.append(Piece(*_split(lens), "glasses", None, HEAD_PART, thing.trim, lens[2], (1.2, 60.0)))
+        pieces.append(Piece(lens[0], lens[1], "glasses", None, HEAD_PART, thing.trim, lens[2], (1.2, 60.0)))
     return pieces
 
 
-def _split(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
-    return mesh[0], mesh[1]
-
-
 def _dome(low: float, thick: float, tall: float, lean: float = 0.25) -> Mesh:
-    """A hat's crown: the upper part of an ellipsoid over the skull from template height low, deeper at the back."""
+    """The crown of a hat: the upper part of an ellipsoid over the skull.
+
+    Args:
+        low: template height of its lower edge.
+        thick: distance from the skull in metres.
+        tall: additional height in metres.
+        lean: slope of the lower edge towards the back.
+    """
     lat, lon = np.linspace(0.0, np.pi / 2, 9), np.linspace(-np.pi, np.pi, 28, endpoint=False)
     x, y = 0.077 + thick, 0.1 + thick
     ring = np.cos(lat)[:, None] ** 0.62
@@ -183,9 +192,9 @@ def _hat(thing: Thing) -> list[Piece]:
         y = SKULL[1] - 0.114 * np.cos(lon) - out
         z = 0.791 - 0.3 * out + 0.004 * np.cos(lon * 2) - 1.1 * x**2
         visor = _grid(np.stack([x, y, z], -1))
-        turn = np.array([-1, -1, 1.0]) if thing.shape > 0.88 else np.ones(3)  # backwards
-        about = np.array([0, SKULL[1], 0])
-        visor = ((visor[0] - about) * turn + about, visor[1], visor[2])
+        turn = np.array([-1, -1, 1.0]) if thing.shape > 0.88 else np.ones(3)  # some caps are worn backwards
+        axis = np.array([0, SKULL[1], 0])
+        visor = ((visor[0] - axis) * turn + axis, visor[1], visor[2])
         return [piece(crown, thing.cloth), piece(visor, thing.trim)]
     wide = 0.035 + 0.04 * thing.shape  # a brimmed hat
     turn = np.linspace(0, 2 * np.pi, 32, endpoint=False)
@@ -208,7 +217,7 @@ def _scarf(thing: Thing) -> list[Piece]:
     wave = 0.006 * np.sin(5 * turn + 9 * thing.shape)
     radius = 0.083 + 0.012 * np.sin(turn / 2) + wave
     loops = np.stack([radius * np.sin(turn), -0.025 - 1.12 * radius * np.cos(turn), 0.578 + 0.016 * turn / 6], 1)
-    loops[:, 2] += 0.02 * np.cos(turn)  # the nape is lower than the throat is high
+    loops[:, 2] += 0.02 * np.cos(turn)  # lower at the nape than at the throat
     loops[:, 2] -= 0.028 * (loops[:, 1] < -0.06)
     meshes = [_tube(loops, 0.03, 8)]
     for side, length in ((1.0, 0.2), (-1.0, 0.28)):
@@ -244,7 +253,7 @@ def _shoulder_bag(thing: Thing) -> list[Piece]:
 
 
 def _palm(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """The middle of a palm on the template, and axes as rows: out of the palm, to the fingers, to the thumb."""
+    """The middle of a palm on the template, and axes in rows: out of the palm, to the fingers, to the thumb."""
     wrist, index, little = (
         np.array([0.431, -0.176, 0.245]),
         np.array([0.45, -0.264, 0.203]),
@@ -341,7 +350,7 @@ def _earrings(thing: Thing) -> list[Piece]:
 
 
 def build(thing: Thing) -> list[Piece]:
-    """The meshes of an accessory; none for one that is only painted or a strap (see `clothing`)."""
+    """The meshes of an accessory; straps are shells (see `clothing`)."""
     if thing.kind in ("glasses", "sunglasses"):
         return _glasses(thing)
     makers = {"scarf": _scarf, "backpack": _backpack, "shoulder bag": _shoulder_bag, "earrings": _earrings}
@@ -351,7 +360,7 @@ def build(thing: Thing) -> list[Piece]:
 
 
 def hood(cloth: Material) -> Piece:
-    """A hood hanging down behind the neck."""
+    """A hood that hangs down behind the neck."""
     turn = np.linspace(-2.5, 2.5, 22)
     thick = 0.018 + 0.026 * np.cos(turn / 2) ** 2
     radius = 0.092
@@ -361,11 +370,13 @@ def hood(cloth: Material) -> Piece:
 
 
 def soles(outline: np.ndarray, cloth: Material, thick: float, heel: float) -> list[Piece]:
-    """Soles under both feet.
+    """The soles of both shoes.
 
     Args:
-        outline: (n, 3) points around the left foot's sole on the template, in order.
-        thick: metres; heel: how much higher the heel stands, metres.
+        outline: (n, 3), points around the left sole on the template, in order.
+        cloth: material.
+        thick: thickness in metres.
+        heel: additional thickness of the heel in metres.
     """
     middle = outline.mean(0)
     back = np.clip((outline[:, 1] - middle[1] - 0.01) / 0.09, 0, 1)

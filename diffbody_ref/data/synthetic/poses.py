@@ -1,7 +1,9 @@
-"""Random natural poses: stances and seats for the legs, gestures for the arms, fitted to each body's joints.
+"""Random natural poses: stances for the legs, gestures for the arms, fitted to each body's joints.
 
-The person faces -y; x is to their left. Places of gestures are given on the template's skin, so that hands meet hips,
+The person faces -y; x is to their left. Targets of gestures are given on the template's skin, so that hands touch hips,
 chins and thighs of every build.
+
+Each function of a stance or gesture sets rotations of a `_Sketch` and returns its words for the caption, or "".
 """
 
 from __future__ import annotations
@@ -19,7 +21,13 @@ _SIDES = (("L", 1.0), ("R", -1.0))
 
 @dataclass(frozen=True)
 class Pose:
-    """Rotations by bone name, the pose in words, and what it needs: support "", "seat", "wall" or "rail"."""
+    """A pose.
+
+    Attributes:
+        rotations: rotations by bone name, see `BodyModel.pose`.
+        words: words for the caption.
+        support: what the person needs to sit on or lean against: "", "seat", "wall" or "rail".
+    """
 
     rotations: Rotations
     words: str
@@ -28,28 +36,43 @@ class Pose:
 
 @dataclass
 class _Sketch:
-    """A pose in the making."""
+    """A pose that is being made.
+
+    Attributes:
+        rng: source of randomness.
+        bones: skeleton of the body.
+        out: the rotations so far.
+        size: size of the body relative to the template.
+        held: sides ("L", "R") of the hands that hold something.
+    """
 
     rng: np.random.Generator
     bones: Skeleton
     out: Rotations
-    size: float  # of the body, 1 for the template
-    held: tuple[str, ...]  # hands that hold something
+    size: float
+    held: tuple[str, ...]
 
     def uniform(self, low: float, high: float) -> float:
+        """Draw a number between `low` and `high`."""
         return float(self.rng.uniform(low, high))
 
     def place(self, bone: str, template: tuple[float, float, float], off: tuple[float, float, float]) -> np.ndarray:
-        """A place off the skin of a bone: world metres, `off` turned with the bone."""
+        """A point near the skin of a bone in the current pose, in world metres.
+
+        Args:
+            bone: name of the bone with which the point moves.
+            template: template position of the skin.
+            off: offset from the skin in the upright body, scaled with the body's size.
+        """
         return self.bones.at(self.out, bone, self.bones.skin(template) + np.array(off) * self.size)
 
     def turned(self, bone: str, vector: tuple[float, float, float]) -> np.ndarray:
-        """A direction given for the upright body, turned with a bone."""
+        """A direction in the upright body, turned with a bone to the current pose."""
         return self.bones.turn(self.out, bone) @ np.array(vector, float)
 
 
 def _ankle_below(s: _Sketch, side: str, x: float, y: float, share: float) -> float:
-    """Height of an ankle at x, y (from the middle of the hips) for a leg stretched to `share` of its length."""
+    """The height of an ankle at (x, y), from the middle of the hips, for a leg stretched to a share of its length."""
     b = s.bones
     hip, knee, ankle = (b.heads[f"{name}.{side}"] for name in ("upperleg01", "lowerleg01", "foot"))
     length = (np.linalg.norm(knee - hip) + np.linalg.norm(ankle - knee)) * share
@@ -59,7 +82,7 @@ def _ankle_below(s: _Sketch, side: str, x: float, y: float, share: float) -> flo
 
 
 def _stand(s: _Sketch) -> str:
-    """On both feet, or with the weight on one leg: its hip out and up, the other knee loose."""
+    """Stand on both feet, or with the weight on one leg, whose hip moves out and up while the other knee is loose."""
     one = s.rng.random() < 0.6
     bearing = str(s.rng.choice(["L", "R"]))
     if one:
@@ -86,7 +109,7 @@ def _stand(s: _Sketch) -> str:
 
 
 def _walk(s: _Sketch) -> str:
-    """A moment of a step: both feet down, or one swinging past the other."""
+    """A moment of a step: both feet on the ground, or one swinging past the other."""
     ahead = str(s.rng.choice(["L", "R"]))
     stride, swing = s.uniform(0.4, 0.72) * s.size, s.rng.random() < 0.4
     sign = dict(_SIDES)[ahead]
@@ -114,7 +137,7 @@ def _walk(s: _Sketch) -> str:
 
 
 def _run(s: _Sketch) -> str:
-    """Pushing off with one foot, the other knee up."""
+    """Run: push off with one foot, with the other knee up."""
     push = str(s.rng.choice(["L", "R"]))
     sign = dict(_SIDES)[push]
     s.out["root"] = rotation((s.uniform(0.1, 0.22), 0, 0.15 * sign))
@@ -134,7 +157,7 @@ def _run(s: _Sketch) -> str:
 
 
 def _sit(s: _Sketch) -> str:
-    """Thighs about level, feet on the ground."""
+    """Sit: thighs about level, feet on the ground."""
     lean = s.uniform(-0.15, 0.3)
     s.out["root"] = rotation((-0.12, 0, 0))
     s.out["spine04"], s.out["spine02"] = (
@@ -155,7 +178,7 @@ def _sit(s: _Sketch) -> str:
 
 
 def _lean_back(s: _Sketch) -> str:
-    """The back against something, feet before it."""
+    """Lean with the back against something, feet in front of it."""
     tilt = s.uniform(0.08, 0.16)
     s.out["root"] = rotation((-tilt, 0, 0))
     ground = 0.0
@@ -170,7 +193,7 @@ def _lean_back(s: _Sketch) -> str:
 
 
 def _lean_on_rail(s: _Sketch) -> str:
-    """Bent forwards, both hands to lie on a rail before the body."""
+    """Bend forwards with both hands on a rail in front of the body."""
     words = _stand(s)
     bend = s.uniform(0.2, 0.4)
     s.out["root"] = s.out.get("root", np.eye(3))
@@ -186,10 +209,11 @@ def _other(side: str) -> str:
     return "R" if side == "L" else "L"
 
 
-# Gestures of one arm: each sets the arm of a side. `sign` is 1 for the left.
+# Gestures of one arm on a side, "L" or "R"; `sign` is 1 for the left, -1 for the right.
 
 
 def _arm_down(s: _Sketch, side: str, sign: float) -> str:
+    """The arm hangs down."""
     target = s.place(
         "spine05",
         (0.185 * sign, -0.03, -0.1),
@@ -202,7 +226,7 @@ def _arm_down(s: _Sketch, side: str, sign: float) -> str:
 
 
 def _arm_swing(s: _Sketch, side: str, sign: float) -> str:
-    """Opposite to the leg of its side."""
+    """The arm swings opposite to the leg of its side."""
     thigh = s.turned(f"upperleg01.{side}", (0, 0, -1))
     forward = float(np.clip(thigh[1] * 0.9, -0.45, 0.45)) + s.uniform(-0.05, 0.05)
     shoulder = s.bones.at(s.out, f"upperarm01.{side}")
@@ -214,6 +238,7 @@ def _arm_swing(s: _Sketch, side: str, sign: float) -> str:
 
 
 def _arm_running(s: _Sketch, side: str, sign: float) -> str:
+    """The bent arm of a runner, opposite to the leg of its side."""
     thigh = s.turned(f"upperleg01.{side}", (0, 0, -1))
     back = float(np.clip(-thigh[1], -0.6, 0.6))
     shoulder = s.bones.at(s.out, f"upperarm01.{side}")
@@ -270,7 +295,7 @@ def _hand_on_head(s: _Sketch, side: str, sign: float) -> str:
 
 
 def _hold_up(s: _Sketch, side: str, sign: float) -> str:
-    """As if reading a telephone or holding a cup."""
+    """Hold the hand up, as if reading a telephone or holding a cup."""
     target = s.place(
         "spine02", (0.09 * sign, -0.13, 0.34), (0.02 * sign, -s.uniform(0.14, 0.24), -s.uniform(-0.02, 0.1))
     )
@@ -281,10 +306,10 @@ def _hold_up(s: _Sketch, side: str, sign: float) -> str:
 
 def _point(s: _Sketch, side: str, sign: float) -> str:
     shoulder = s.bones.at(s.out, f"upperarm01.{side}")
-    way = np.array([sign * s.uniform(-0.1, 0.9), -1.0, s.uniform(-0.3, 0.4)])
-    target = shoulder + way / np.linalg.norm(way) * s.uniform(0.4, 0.5) * s.size
+    direction = np.array([sign * s.uniform(-0.1, 0.9), -1.0, s.uniform(-0.3, 0.4)])
+    target = shoulder + direction / np.linalg.norm(direction) * s.uniform(0.4, 0.5) * s.size
     s.bones.reach_arm(s.out, side, target, (0.5 * sign, 0.2, -1))
-    s.bones.aim_hand(s.out, side, way, np.array([-0.6 * sign, 0, -1]))
+    s.bones.aim_hand(s.out, side, direction, np.array([-0.6 * sign, 0, -1]))
     return "reaching out"
 
 
@@ -342,8 +367,8 @@ def _lap(s: _Sketch) -> str:
     return "hands in the lap"
 
 
-_One = Callable[[_Sketch, str, float], str]
-_STANDING: tuple[tuple[_One, float], ...] = (
+_Gesture = Callable[[_Sketch, str, float], str]
+_STANDING: tuple[tuple[_Gesture, float], ...] = (
     (_arm_down, 0.42),
     (_hand_on_hip, 0.13),
     (_hand_in_pocket, 0.14),
@@ -353,7 +378,7 @@ _STANDING: tuple[tuple[_One, float], ...] = (
     (_hold_up, 0.09),
     (_point, 0.05),
 )
-_SEATED: tuple[tuple[_One, float], ...] = (
+_SEATED: tuple[tuple[_Gesture, float], ...] = (
     (_on_thigh, 0.62),
     (_hand_at_face, 0.12),
     (_hold_up, 0.16),
@@ -367,8 +392,8 @@ _PAIRS = {
 }
 
 
-def _single_arms(s: _Sketch, choices: tuple[tuple[_One, float], ...]) -> str:
-    """Each arm its own gesture; the second often does as the first where that is usual."""
+def _single_arms(s: _Sketch, choices: tuple[tuple[_Gesture, float], ...]) -> str:
+    """Give each arm its own gesture; the second arm often repeats the first one's gesture, if that is usual."""
     weights = np.array([weight for _, weight in choices])
     words: list[str] = []
     first = 0
@@ -395,6 +420,7 @@ def _single_arms(s: _Sketch, choices: tuple[tuple[_One, float], ...]) -> str:
 
 
 def _arms(s: _Sketch, stance: str) -> str:
+    """Choose gestures of the arms that fit a stance."""
     if stance == "running":
         for side, sign in _SIDES:
             _arm_running(s, side, sign)
@@ -412,7 +438,7 @@ def _arms(s: _Sketch, stance: str) -> str:
 
 
 def _fingers(s: _Sketch) -> None:
-    """Curled a little, the little finger most; now and then a fist or a stretched hand."""
+    """Curl the fingers a little, the little finger most; now and then make a fist or stretch the hand."""
     for side, sign in _SIDES:
         curl = float(s.rng.choice([s.uniform(0.0, 0.15), s.uniform(0.2, 0.55), s.uniform(0.9, 1.2)], p=[0.2, 0.7, 0.1]))
         for finger in range(2, 6):
@@ -424,11 +450,13 @@ def _fingers(s: _Sketch) -> None:
 def random_pose(
     rng: np.random.Generator, phenotype: dict[str, float], seated: bool | None = None, held: tuple[str, ...] = ()
 ) -> Pose:
-    """A pose for a body.
+    """Draw a pose for a body.
 
     Args:
-        seated: asks for a seat, or for feet without support; None takes any.
-        held: sides ("L", "R") whose hands hold something, and so hang or are held up.
+        rng: source of randomness.
+        phenotype: the body, see `BodyModel.pose`.
+        seated: True requires a pose on a seat, False a pose on the feet without support; None allows all.
+        held: sides ("L", "R") of the hands that hold something, which therefore hang down or are held up.
     """
     bones = Skeleton(body_model(), phenotype)
     stature = bones.heads["head"][2] - bones.heads["foot.L"][2]

@@ -1,4 +1,4 @@
-"""What a picture is taken of and with: camera, light, sky and place. Metres; the person stands at the origin, z = 0."""
+"""Camera, light, sky and place of a picture. Lengths are in metres; the person stands at the origin, on z = 0."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from diffbody_ref.ops import keypoints as kp
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole: pixel = focal · (x/z, y/z) + centre, pixel centres at integers. `axes` rows: right, down, forward."""
+    """A pinhole camera: pixel = focal · (x/z, y/z) + centre, with pixel centres at integers.
+
+    Attributes:
+        position: (3,), metres.
+        axes: (3, 3), unit vectors in rows: right, down, forward.
+        focal: focal length in pixels.
+        centre: (2,), principal point in pixels.
+    """
 
     position: np.ndarray
     axes: np.ndarray
@@ -22,12 +29,12 @@ class Camera:
     centre: np.ndarray
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """World points (..., 3) to pixels (..., 2)."""
+        """Project world points (..., 3) to pixels (..., 2)."""
         q = (points - self.position) @ self.axes.T
         return q[..., :2] / np.maximum(q[..., 2:], 1e-6) * self.focal + self.centre
 
     def rays(self, height: int, width: int, samples: int) -> np.ndarray:
-        """Unit directions float32 (height·samples, width·samples, 3): a regular grid of samples² rays a pixel."""
+        """Unit directions of rays, float32 (height·samples, width·samples, 3): a regular grid of samples² per pixel."""
         x = (np.arange(width * samples) + 0.5) / samples - 0.5
         y = (np.arange(height * samples) + 0.5) / samples - 0.5
         local = np.empty((len(y), len(x), 3), np.float32)
@@ -41,20 +48,23 @@ class Camera:
 
     @property
     def heading(self) -> float:
-        """Angle of the view on the ground, radians from x towards y."""
+        """Direction of the view on the ground in radians, from x towards y."""
         return float(np.arctan2(self.axes[2, 1], self.axes[2, 0]))
 
 
 @dataclass(frozen=True)
 class Light:
-    """What lights a place. Linear RGB.
+    """The light of a place. Colours are linear RGB, (3,).
 
     Attributes:
-        direction, spread: towards the key light (unit), and the half angle of its cone in radians.
-        key: its colour.
-        sky, ground: light from straight above and straight below, graded between them.
-        fill, fill_direction: a broad source besides: a window, a softbox, a bright wall.
-        reach: metres within which things dim or tint the light from all around.
+        direction: (3,), unit vector towards the key light.
+        spread: half angle of the key light's cone in radians.
+        key: colour of the key light.
+        sky: ambient light from straight above; light from between is graded.
+        ground: ambient light from straight below.
+        fill: colour of a second, broad source: a window, a softbox, a bright wall.
+        fill_direction: (3,), unit vector towards the broad source.
+        reach: metres within which things dim or tint the ambient light.
     """
 
     direction: np.ndarray
@@ -69,13 +79,14 @@ class Light:
 
 @dataclass(frozen=True)
 class Sky:
-    """What rays see that meet nothing, and shiny things reflect.
+    """The sky, which rays see that hit nothing, and which shiny things reflect.
 
     Attributes:
-        zenith, horizon: linear RGB.
-        clouds: share of cloud, 0 to 1.
-        hills: linear RGB (K, 3) of ranges from far to near, K may be 0; their heights in radians follow noise.
-        seed: shifts clouds and hills.
+        zenith: (3,), linear RGB straight above.
+        horizon: (3,), linear RGB at the horizon.
+        clouds: share of the sky covered by clouds, 0 to 1.
+        hills: (K, 3), linear RGB of ranges of hills from far to near; K may be 0. Their shape is noise.
+        seed: seed that shifts clouds and hills.
     """
 
     zenith: np.ndarray
@@ -85,11 +96,11 @@ class Sky:
     seed: int
 
     def colour(self, rays: np.ndarray) -> np.ndarray:
-        """Linear RGB float32 (M, 3) in unit directions (M, 3)."""
+        """The colour in unit directions (M, 3): linear RGB, float32 (M, 3)."""
         up = np.clip(rays[:, 2], 0, 1)
         colour = self.horizon + (self.zenith - self.horizon) * (np.sqrt(up) * 1.15).clip(0, 1)[:, None]
         if self.clouds:
-            # A flat layer of cloud in perspective.
+            # A flat layer of clouds in perspective.
             x, y = (rays[:, i] / (up + 0.12) for i in range(2))
             cloud = noise(2, 0.09 * x + self.seed * 0.17, 0.09 * y) + 0.3 * noise(1, 0.3 * x, 0.3 * y + self.seed * 0.3)
             cover = np.clip(0.6 * cloud + 2.2 * self.clouds - 1.1, 0, 1)[:, None]
@@ -106,15 +117,15 @@ class Sky:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a person is.
+    """The surroundings of a person.
 
     Attributes:
-        words: for the caption: "in a living room".
-        solids: everything but the floor, which is z = 0.
-        floor: its surface.
-        ceiling: height in metres, 0: open sky.
-        sky: also what a window and a shiny floor reflect indoors.
-        light: its light.
+        words: words for the caption, such as "in a living room".
+        solids: everything except the floor, which is z = 0.
+        floor: surface of the floor.
+        ceiling: height of the ceiling in metres; 0 is open sky.
+        sky: the sky; indoors it is what windows and a shiny floor reflect.
+        light: the light.
     """
 
     words: str
@@ -129,8 +140,8 @@ CROPS = ("full body", "three-quarter view", "upper body", "head and shoulders")
 _LOWEST = {"three-quarter view": "knee", "upper body": "hip", "head and shoulders": "shoulder"}
 
 
-def _cut(keypoints: np.ndarray, top: float, crop: str, rng: np.random.Generator) -> float:
-    """Height where a crop's lower edge is."""
+def _lower_edge(keypoints: np.ndarray, top: float, crop: str, rng: np.random.Generator) -> float:
+    """The height in metres at which a crop's lower edge cuts the person."""
     if crop == "full body":
         return 0.0
     joints = keypoints[[kp.INDEX[f"{side}_{_LOWEST[crop]}"] for side in ("left", "right")], 2]
@@ -147,20 +158,29 @@ def random_camera(
     width: int,
     support: str = "",
 ) -> tuple[Camera, str, str]:
-    """A camera that frames a posed person, with the side it sees ("from the front") and the crop (one of `CROPS`).
+    """Draw a camera that frames a posed person.
 
-    Distances are a photographer's, from 0.9 m for a face to 7 m; the person is off the centre and may be cut a little.
+    Distances are those of a photographer, from 0.9 m for a face to 7 m; the person is off the centre and may be cut a
+    little.
 
     Args:
-        vertices: (N, 3) of the dressed mesh; trunk: bool (N,), all but the arms; keypoints: (133, 3), finite.
-        support: what the pose needs; a wall or a rail must not come between.
+        rng: source of randomness.
+        vertices: (N, 3), vertices of the dressed mesh.
+        trunk: bool (N,), vertices that do not belong to the arms.
+        keypoints: (133, 3), finite.
+        height: height of the picture in pixels.
+        width: width of the picture in pixels.
+        support: the support that the pose needs; a wall or a rail must not be between person and camera.
+
+    Returns:
+        The camera, the side that it sees ("from the front"), and the crop (one of `CROPS`).
     """
     yaw = rng.normal(0, 0.5) if rng.random() < 0.68 else rng.uniform(-np.pi, np.pi)
     if support == "wall":
         yaw = float(np.clip(yaw, -1.2, 1.2))
     crop = str(rng.choice(CROPS, p=[0.48, 0.2, 0.2, 0.12]))
     top = float(vertices[:, 2].max())
-    low = _cut(keypoints, top, crop, rng)
+    low = _lower_edge(keypoints, top, crop, rng)
     near, far = {CROPS[0]: (2.4, 7.0), CROPS[1]: (1.8, 4.5), CROPS[2]: (1.3, 3.5), CROPS[3]: (0.9, 2.4)}[crop]
     distance = near * (far / near) ** rng.random()
     eye_height = rng.normal(1.45, 0.2) if rng.random() < 0.75 else rng.uniform(0.35, 2.3)
@@ -185,7 +205,7 @@ def random_camera(
             rng.uniform(0.84, 0.97) * height / (last[1] - first[1]),
             rng.uniform(0.8, 1.2) * width / (last[0] - first[0]),
         )
-        last[1] = first[1] + rng.uniform(0.86, 0.96) * height / focal  # little headroom, whatever the width asks
+        last[1] = first[1] + rng.uniform(0.86, 0.96) * height / focal  # little headroom, whatever the width requires
     slack = np.maximum(np.array([width, height]) - (last - first) * focal, 0.04 * width)
     shift = rng.uniform(-0.35, 0.35, 2) * slack
     if crop != CROPS[0]:  # the cut is the picture's lower edge
@@ -205,7 +225,14 @@ def random_camera(
 
 
 def key_direction(rng: np.random.Generator, camera: Camera, turn: float, rise: tuple[float, float]) -> np.ndarray:
-    """A direction towards a light, `turn` radians (standard deviation) off the camera's side, `rise` above ground."""
+    """Draw a direction towards a light, a unit vector (3,).
+
+    Args:
+        rng: source of randomness.
+        camera: the camera.
+        turn: standard deviation in radians of the angle on the ground, from the direction towards the camera.
+        rise: range of the angle above the ground in radians.
+    """
     around, up = camera.heading + np.pi + rng.normal(0, turn), rng.uniform(*rise)
     return np.array([np.cos(around) * np.cos(up), np.sin(around) * np.cos(up), np.sin(up)])
 
@@ -220,7 +247,7 @@ def light(
     fill_direction: np.ndarray,
     reach: float,
 ) -> Light:
-    """A `Light` in float32."""
+    """A `Light` whose arrays are float32; see there for the arguments."""
     towards, key, sky, ground, fill, aside = (
         np.asarray(x, np.float32) for x in (direction, key, sky, ground, fill, fill_direction)
     )

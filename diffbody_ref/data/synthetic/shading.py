@@ -1,4 +1,4 @@
-"""The stage: people and place as one mesh, what rays from the camera meet there, and the light that comes back."""
+"""Shading: people and place as one mesh, what the camera's rays hit there, and the light that comes back."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from diffbody_ref.data.synthetic.solids import Solid
 from diffbody_ref.data.synthetic.surfaces import Surface, paint
 from diffbody_ref.data.synthetic.tracing import Scene
 
-SKY, FLOOR, CEILING = -1, -2, -3  # owners of samples that meet no triangle
-_HAZE = 700.0  # metres over which the air takes 63 % of a thing's contrast outdoors
+SKY, FLOOR, CEILING = -1, -2, -3  # owners of samples that hit no triangle
+_HAZE = 700.0  # metres over which the air removes 63 % of a thing's contrast outdoors
 
 
 @dataclass(frozen=True)
 class Hits:
-    """What M rays met.
+    """What M rays hit.
 
     Attributes:
-        owner: int32 (M,): number of the actor, or of the actors plus that of the solid, or SKY, FLOOR, CEILING.
-        depth: float32 (M,) metres along the ray, inf for the sky; position, normal: float32 (M, 3).
-        colour: float32 (M, 3) albedo, or radiance of the sky; gloss, glow: float32 (M,), see `Surface`.
-        shine: float32 (M, 2): strength and exponent of a person's highlights.
-        label: uint8 (M,): part of an actor plus one, 0 elsewhere.
-        thin: bool (M,): leaves, which light passes through.
+        owner: int32 (M,): number of the actor, or number of actors plus number of the solid, or SKY, FLOOR, CEILING.
+        depth: float32 (M,), metres along the ray; inf for the sky.
+        position: float32 (M, 3), metres.
+        normal: float32 (M, 3), unit normals.
+        colour: float32 (M, 3), albedo, or radiance of the sky; linear RGB.
+        gloss: float32 (M,), see `Surface`.
+        glow: float32 (M,), see `Surface`.
+        shine: float32 (M, 2), strength and exponent of a person's highlights.
+        label: uint8 (M,), an actor's part plus one, 0 elsewhere.
+        thin: bool (M,), whether the ray hit a leaf, through which light passes.
     """
 
     owner: np.ndarray
@@ -44,20 +48,26 @@ class Hits:
 
 
 def flat_normals(solid: Solid) -> np.ndarray:
-    """Unit normals at a solid's vertices (N, 3), area weighted."""
+    """Area-weighted unit normals at a solid's vertices (N, 3)."""
     return clothing.vertex_normals(solid.vertices, solid.faces)
 
 
 def scene_of(solids: list[Solid]) -> Scene:
-    """Solids alone, to ask what is where."""
+    """A scene that only contains solids, to test what is where."""
     starts = np.cumsum([0] + [len(s.vertices) for s in solids])
     faces = np.concatenate([s.faces + start for s, start in zip(solids, starts, strict=False)])
     vertices = np.concatenate([s.vertices for s in solids])
     return Scene(vertices, faces, np.ones_like(vertices))
 
 
-class Stage:
-    """Actors, solids and floor. The first actor's faces come first in `scene`."""
+class Shot:
+    """Actors and place, ready to be seen by a camera.
+
+    Attributes:
+        actors: the people; the first one is the main person.
+        place: the place.
+        scene: actors and solids as one mesh; the faces of the first actor come first.
+    """
 
     def __init__(self, actors: list[Actor], place: Place) -> None:
         self.actors, self.place = actors, place
@@ -75,13 +85,13 @@ class Stage:
         self.scene = Scene(self._vertices, self._faces, fields)
 
     def tints(self) -> np.ndarray:
-        """float32 (F, 3): about the colour of each face, for the light it throws back."""
+        """The approximate colour of each face, for the light that it reflects: float32 (F, 3)."""
         skin = np.array([0.22, 0.17, 0.14], np.float32)
         rows = [skin] * len(self.actors) + [s.surface.colours[0] * (1 + 2 * s.surface.glow) for s in self.place.solids]
         return np.stack(rows)[self._owner].astype(np.float32)
 
-    def look(self, camera: Camera, rays: np.ndarray) -> Hits:
-        """What rays (M, 3) of the camera meet."""
+    def hits(self, camera: Camera, rays: np.ndarray) -> Hits:
+        """What the camera's rays (M, 3) hit."""
         count = len(rays)
         face, depth, weights = self.scene.trace(camera.position, rays, 400.0)
         owner = np.where(face >= 0, self._owner[face], SKY)
@@ -131,6 +141,7 @@ class Stage:
         facing: np.ndarray,
         camera: Camera,
     ) -> None:
+        """Set colour, gloss and glow of hits at surface coordinates uv (m, 2)."""
         footprint = depth / camera.focal / np.maximum(np.abs(facing), 0.05)
         hits.colour[index] = paint(s, uv[:, 0], uv[:, 1], footprint)
         hits.gloss[index], hits.glow[index] = s.gloss, s.glow
@@ -145,6 +156,7 @@ class Stage:
         rays: np.ndarray,
         camera: Camera,
     ) -> None:
+        """Set everything about the hits on a solid."""
         solid = self.place.solids[number - len(self.actors)]
         corners = self._faces[face] - self._starts[number]
         normal = np.einsum("mc,mcd->md", weights, flat_normals(solid)[corners])
@@ -158,6 +170,7 @@ class Stage:
     def _person(
         self, hits: Hits, index: np.ndarray, number: int, face: np.ndarray, weights: np.ndarray, rays: np.ndarray
     ) -> None:
+        """Set everything about the hits on an actor."""
         person = self.actors[number]
         mesh = person.mesh
         face = face - sum(self._counts[:number])
@@ -168,15 +181,22 @@ class Stage:
 
         normal = blend(person.normals)
         normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
-        normal *= np.where((normal * rays).sum(1) > 0.25, -1, 1)[:, None].astype(np.float32)  # the inside of cloth
+        normal *= np.where((normal * rays).sum(1) > 0.25, -1, 1)[:, None].astype(np.float32)  # on the inside of cloth
         hits.normal[index] = normal
         parts, kind = blend(mesh.parts), mesh.kind[face]
         hits.colour[index] = person_albedo(person.who, mesh, kind, blend(mesh.template), parts)
-        hits.label[index] = np.where(parts.sum(1) > 0.5, parts.argmax(1) + 1, 0)  # what is carried is no part
+        hits.label[index] = np.where(parts.sum(1) > 0.5, parts.argmax(1) + 1, 0)  # carried things have no part
         hits.shine[index] = mesh.gloss[kind]
 
     def radiance(self, hits: Hits, rays: np.ndarray, shape: tuple[int, int], seed: int) -> np.ndarray:
-        """Linear RGB (M, 3) that comes back along the rays; shape: the grid of samples (rows, columns)."""
+        """The light that comes back along the rays: linear RGB (M, 3).
+
+        Args:
+            hits: what the rays hit.
+            rays: (M, 3), unit directions.
+            shape: rows and columns of the grid of samples.
+            seed: seed of the random secondary rays.
+        """
         light, lit = self.place.light, np.flatnonzero((hits.owner != SKY) & (hits.glow == 0))
         position, normal = hits.position[lit], hits.normal[lit]
         normal = np.where(hits.thin[lit, None], 0.5 * normal + 0.6 * light.direction, normal)
@@ -212,7 +232,7 @@ class Stage:
         return out
 
     def _reflection(self, hits: Hits, rays: np.ndarray, index: np.ndarray) -> np.ndarray:
-        """The sky, or the room's walls, in a clear coat (Schlick)."""
+        """The reflection of the sky, or of the room's walls, in a clear coat (Schlick's approximation)."""
         normal, ray = hits.normal[index], rays[index]
         cosine = -(normal * ray).sum(1, keepdims=True)
         mirrored = ray + 2 * cosine * normal
@@ -222,7 +242,7 @@ class Stage:
 
 
 def _highlights(hits: Hits, rays: np.ndarray, light: Light, key: np.ndarray) -> np.ndarray:
-    """Soft highlights of people (Blinn)."""
+    """The soft highlights of people (Blinn's model)."""
     out = np.zeros_like(rays)
     index = np.flatnonzero(hits.shine[:, 0] > 0)
     half = light.direction - rays[index]
@@ -233,10 +253,10 @@ def _highlights(hits: Hits, rays: np.ndarray, light: Light, key: np.ndarray) -> 
 
 
 def _smoothed(values: np.ndarray, hits: Hits, shape: tuple[int, int], steps: tuple[int, ...]) -> np.ndarray:
-    """Noisy light averaged over neighbouring samples on one surface (edge-avoiding à-trous, Dammertz et al. 2010).
+    """Average noisy light over neighbouring samples on one surface (edge-avoiding à-trous, Dammertz et al. 2010).
 
-    One pass of 3 × 3 taps, that many samples apart, for each of `steps`; weighted by how alike the normals are and
-    how near the neighbour lies to the sample's tangent plane.
+    For each of `steps` there is one pass of 3 × 3 taps, this many samples apart. Taps are weighted by the similarity of
+    the normals and by how near the neighbour lies to the sample's tangent plane.
     """
     grid = values.reshape(*shape, -1)
     normal, position = hits.normal.reshape(*shape, 3), hits.position.reshape(*shape, 3)
@@ -258,7 +278,7 @@ def _smoothed(values: np.ndarray, hits: Hits, shape: tuple[int, int], steps: tup
 
 
 def _shifted(shape: tuple[int, int], dy: int, dx: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Slices of a grid's samples and of their neighbours (dy, dx) away, dy >= 0."""
+    """Slices that select a grid's samples, and their neighbours at the offset (dy, dx), dy >= 0."""
     rows, columns = shape
     left, right = max(0, -dx), columns - max(0, dx)
     return (slice(0, rows - dy), slice(left, right)), (slice(dy, rows), slice(left + dx, right + dx))

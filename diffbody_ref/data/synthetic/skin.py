@@ -1,4 +1,7 @@
-"""Colours of skin, face, eyes and hair at template positions. Linear RGB."""
+"""Colours of skin, face, eyes and hair at template positions. Colours are linear RGB.
+
+In this module p are template positions (M, 3), x and z their coordinates (x often as |x|), and c is a complexion.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from diffbody_ref.data.synthetic.wardrobe import Complexion, Identity
 
 EYE = np.array([0.031, -0.1245, 0.7285])  # centre of the left eyeball, radius 14 mm
 
-# Outlines of the lips, metres: half width x, outer upper, inner upper, inner lower, outer lower z.
+# Outlines of the lips in metres: x, then z of the outer upper, inner upper, inner lower and outer lower outline.
 _LIPS = np.array(
     [
         (0.0, 0.6690, 0.6620, 0.6600, 0.6490),
@@ -24,11 +27,12 @@ _LIPS = np.array(
 
 
 def _mix(colour: np.ndarray, other: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Colours between `colour` and `other` by weights (M,), which are clipped to [0, 1]."""
     return colour + (other - colour) * np.clip(weight, 0, 1)[:, None]
 
 
 def _near(x: np.ndarray, z: np.ndarray, spot: tuple[float, float], width: tuple[float, float]) -> np.ndarray:
-    """A soft spot around (|x|, z), 1 in its middle."""
+    """A soft spot (Gaussian) of height 1 around a point."""
     return np.exp(-0.5 * (((x - spot[0]) / width[0]) ** 2 + ((z - spot[1]) / width[1]) ** 2))
 
 
@@ -41,12 +45,13 @@ def _line(x: np.ndarray, z: np.ndarray, a: tuple[float, float], b: tuple[float, 
 
 
 def _step(value: np.ndarray, width: float) -> np.ndarray:
-    """0 below -width, 1 above width, smooth between."""
+    """A smooth step: 0 below -width, 1 above width."""
     t = np.clip(0.5 + 0.5 * value / width, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def _brows(who: Identity, colour: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Eyebrows."""
     x, z = np.abs(p[:, 0]), p[:, 2]
     t = (x - 0.0125) / 0.042
     arc = 0.7497 + 0.0053 * np.sin(2.4 * np.clip(t, 0, 1))
@@ -76,6 +81,7 @@ def _lids(c: Complexion, colour: np.ndarray, p: np.ndarray, female: bool) -> np.
 
 
 def _mouth(c: Complexion, colour: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Lips, and the inside of the mouth."""
     x, z = np.abs(p[:, 0]), p[:, 2]
     top, upper, lower, bottom = (np.interp(x, _LIPS[:, 0], _LIPS[:, i]) for i in range(1, 5))
     on = _step(np.minimum(top - z, z - bottom), 0.0011) * (x < 0.0268)
@@ -92,6 +98,7 @@ def _mouth(c: Complexion, colour: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 
 def _wrinkles(c: Complexion, colour: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Nasolabial folds, and with age wrinkles of forehead and eyes."""
     x, z = np.abs(p[:, 0]), p[:, 2]
     amount = (0.1 + 0.45 * c.wrinkles) * _line(x, z, (0.0165, 0.69), (0.033, 0.655), 0.0017)
     if c.wrinkles:
@@ -104,7 +111,7 @@ def _wrinkles(c: Complexion, colour: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 
 def _face(who: Identity, colour: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Features over the skin (M, 3) of the head's front."""
+    """The features of the face over the skin's colours (M, 3) at the head's front."""
     c, x, z = who.complexion, np.abs(p[:, 0]), p[:, 2]
     female = who.phenotype["gender"] > 0.5
     red = c.skin * np.array([1.08, 0.72, 0.68])
@@ -135,6 +142,7 @@ def _face(who: Identity, colour: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 
 def _stubble_field(p: np.ndarray) -> np.ndarray:
+    """The distance in metres from the outline of stubble, positive inside it."""
     x, z = np.abs(p[:, 0]), p[:, 2]
     jaw = np.minimum(np.minimum(0.66 + 0.85 * np.clip(x - 0.034, 0, 0.05) - z, z - 0.604), -0.045 - p[:, 1])
     lip = np.minimum(np.minimum(0.682 - z, z - 0.66), 0.032 - x)
@@ -142,7 +150,7 @@ def _stubble_field(p: np.ndarray) -> np.ndarray:
 
 
 def skin_colour(who: Identity, p: np.ndarray) -> np.ndarray:
-    """Skin (M, 3) anywhere on the body, with the face, the scalp's hair and the straps of sandals."""
+    """The colours (M, 3) of skin anywhere on the body, with the face, the scalp's hair and the straps of sandals."""
     c = who.complexion
     tone = 0.05 * noise(2, p[:, 0] + p[:, 1], p[:, 2] + 0.5 * p[:, 1])
     tone = tone + 0.025 * noise(0, p[:, 0] * 2.3 + p[:, 1], p[:, 2] * 2.3)
@@ -174,7 +182,7 @@ def skin_colour(who: Identity, p: np.ndarray) -> np.ndarray:
 
 
 def eye_colour(who: Identity, p: np.ndarray) -> np.ndarray:
-    """Eyeballs (M, 3): white, iris with a dark rim, pupil and a catchlight."""
+    """The colours (M, 3) of eyeballs: white, iris with a dark rim, pupil and a catchlight."""
     c = who.complexion
     q = np.stack([np.abs(p[:, 0]), p[:, 1], p[:, 2]], 1) - EYE
     depth = np.maximum(-q[:, 1], 1e-4)
@@ -193,7 +201,7 @@ def eye_colour(who: Identity, p: np.ndarray) -> np.ndarray:
 
 
 def shell_hair(hair: Hair, p: np.ndarray) -> np.ndarray:
-    """The hair's shell (M, 3), its strands running as the style is combed."""
+    """The colours (M, 3) of the hair's shell, with strands in the combing direction of the style."""
     if hair.style in ("curly", "afro"):
         strand = noise(1, p[:, 0] * 2.1 + p[:, 1], p[:, 2] * 2.1 - p[:, 1])
         strand = strand + 0.5 * noise(0, p[:, 0] * 3, p[:, 2] * 3 + p[:, 1])
@@ -212,7 +220,7 @@ def shell_hair(hair: Hair, p: np.ndarray) -> np.ndarray:
 
 
 def card_hair(hair: Hair, chart: np.ndarray) -> np.ndarray:
-    """Cards of hair (M, 3) at their chart (across, along, number of the card)."""
+    """The colours (M, 3) of cards of hair at chart coordinates (M, 3), see `Cards.chart`."""
     across, along, number = chart.T
     strand = noise(0, number * 7.3 + across * 0.022, along * 0.06 + number)
     tone = 0.26 * (2 * number - 1) + 0.26 * strand + 0.12 * along

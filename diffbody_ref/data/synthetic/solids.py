@@ -1,4 +1,4 @@
-"""Triangle solids to build places from: boxes, tubes, cushions, leaves. Metres, z up; u, v in metres over each face."""
+"""Solids of triangles from which places are built: boxes, tubes, cushions, leaves. Lengths in metres, z is up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ Point = np.ndarray | tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Solid:
-    """One piece of one surface: vertices (N, 3), faces int (F, 3), uv (N, 2). Vertices that faces share look smooth."""
+    """A mesh with one surface. It looks smooth at vertices that faces share.
+
+    Attributes:
+        vertices: (N, 3), metres.
+        faces: int (F, 3).
+        uv: (N, 2), surface coordinates in metres.
+        surface: the surface.
+    """
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -23,7 +30,7 @@ class Solid:
 
 
 def placed(solids: list[Solid], position: Point, yaw: float = 0.0) -> list[Solid]:
-    """Turned about z by `yaw` radians (from x towards y), then moved."""
+    """The solids turned about z by `yaw` radians (from x towards y), then moved by `position`."""
     cos, sin = np.cos(yaw), np.sin(yaw)
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     return [replace(s, vertices=s.vertices @ turn.T + np.asarray(position, float)) for s in solids]
@@ -39,6 +46,7 @@ def quad(corner: Point, along: Point, up: Point, s: Surface) -> Solid:
 
 
 def _joined(solids: list[Solid]) -> Solid:
+    """Solids of one surface as one solid."""
     starts = np.cumsum([0] + [len(s.vertices) for s in solids])
     faces = np.concatenate([s.faces + start for s, start in zip(solids, starts, strict=False)])
     return Solid(
@@ -57,7 +65,7 @@ def box(size: tuple[float, float, float], low: tuple[float, float, float], s: Su
 def cushion(
     size: tuple[float, float, float], low: tuple[float, float, float], s: Surface, radius: float, steps: int = 5
 ) -> Solid:
-    """A box with round edges."""
+    """A box with round edges of `radius`; see `box` for the other arguments. Each side has steps² vertices."""
     grid = np.linspace(-1, 1, steps)
     a, b = (x.ravel() for x in np.meshgrid(grid, grid, indexing="ij"))
     one = np.ones_like(a)
@@ -69,7 +77,7 @@ def cushion(
     core = np.maximum(half - radius, 1e-3)
     parts = []
     for k, sign in ((0, 1), (0, -1), (1, 1), (1, -1), (2, 1), (2, -1)):
-        # The face's axes in cyclic order make the outward side; the mirrored face is turned round.
+        # A face's axes in cyclic order give its outward side; for the mirrored face the order is reversed.
         columns = {k: one * sign, (k + 1) % 3: a, (k + 2) % 3: b}
         unit = np.stack([columns[i] for i in range(3)], 1) * half
         inner = np.clip(unit, -core, core)
@@ -90,7 +98,7 @@ def tube(
     radius_end: float | None = None,
     sides: int = 10,
 ) -> Solid:
-    """An open cylinder or cone between two points."""
+    """An open cylinder, or a cone if `radius_end` differs from `radius`, between two points."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     axis = (end - start) / np.linalg.norm(end - start)
     first = np.cross(axis, [1.0, 0, 0] if abs(axis[0]) < 0.7 else [0, 1.0, 0])
@@ -107,7 +115,7 @@ def tube(
 
 
 def lathe(profile: list[tuple[float, float]], centre: tuple[float, float, float], s: Surface, sides: int = 14) -> Solid:
-    """A body of revolution about the upright through `centre`; profile: (radius, height) from below."""
+    """A body of revolution about the vertical axis through `centre`; `profile` is (radius, height) from below."""
     turn = np.linspace(0, 2 * np.pi, sides + 1)
     r, z = np.array(profile).T
     vertices = np.stack(
@@ -120,7 +128,7 @@ def lathe(profile: list[tuple[float, float]], centre: tuple[float, float, float]
 
 
 def ring(centre: np.ndarray, axis: np.ndarray, radius: float, thick: float, s: Surface, sides: int = 22) -> Solid:
-    """A torus around `axis`."""
+    """A torus around `axis`; `thick` is the radius of its tube."""
     axis = np.asarray(axis, float) / np.linalg.norm(axis)
     first = np.cross(axis, [1.0, 0, 0] if abs(axis[0]) < 0.7 else [0, 1.0, 0])
     first /= np.linalg.norm(first)
@@ -137,7 +145,14 @@ def ring(centre: np.ndarray, axis: np.ndarray, radius: float, thick: float, s: S
 
 
 def extrusion(profile: list[tuple[float, float]], width: float, s: Surface, inset: float = 0.0) -> Solid:
-    """A prism along y, centred; profile: (x, z) counter-clockwise, convex; the ends are `inset` smaller to round it."""
+    """A prism along y, centred at y = 0.
+
+    Args:
+        profile: (x, z) of a convex polygon, counter-clockwise.
+        width: length along y.
+        s: surface.
+        inset: relative amount by which the ends are smaller, which rounds the edges.
+    """
     points = np.array(profile)
     middle = points.mean(0)
     small = middle + (points - middle) * (1 - inset)
@@ -164,7 +179,15 @@ def extrusion(profile: list[tuple[float, float]], width: float, s: Surface, inse
 
 
 def leaves(rng: np.random.Generator, centres: np.ndarray, size: float, s: Surface, droop: float = 0.0) -> Solid:
-    """Leaf-shaped quads (two triangles each) around points (N, 3), turned at random; u is a number of each leaf."""
+    """Leaf-shaped quads (two triangles each) around points (N, 3), turned at random.
+
+    Args:
+        rng: source of randomness.
+        centres: (N, 3), centres of the leaves.
+        size: mean half length in metres.
+        s: surface; its u is a random number of each leaf.
+        droop: how much the leaves hang down, 0 is not at all.
+    """
     count = len(centres)
     along = rng.normal(0, 1, (count, 3)) - np.array([0, 0, droop])
     along /= np.linalg.norm(along, axis=1, keepdims=True)
@@ -187,7 +210,7 @@ def leaves(rng: np.random.Generator, centres: np.ndarray, size: float, s: Surfac
 
 
 def blades(rng: np.random.Generator, feet: np.ndarray, height: float, s: Surface) -> Solid:
-    """Grass: an upright, bent triangle at each foot (N, 3)."""
+    """Blades of grass: an upright, bent triangle at each foot (N, 3), about `height` high."""
     count = len(feet)
     turn, lean = rng.uniform(0, 2 * np.pi, count), rng.normal(0, 0.35, (count, 2))
     wide = 0.09 * height * np.stack([np.cos(turn), np.sin(turn), 0 * turn], 1)
@@ -199,7 +222,16 @@ def blades(rng: np.random.Generator, feet: np.ndarray, height: float, s: Surface
 
 
 def drape(corner: np.ndarray, along: np.ndarray, height: float, waves: int, depth: float, s: Surface) -> Solid:
-    """A hanging curtain from floor height corner[2] upwards, folded in waves."""
+    """A hanging curtain, folded in waves.
+
+    Args:
+        corner: (3,), a lower corner.
+        along: (3,), vector to the other lower corner.
+        height: height in metres.
+        waves: number of waves.
+        depth: amplitude of the waves in metres.
+        s: surface.
+    """
     steps = 8 * waves + 1
     t = np.linspace(0, 1, steps)
     along = np.asarray(along, float)

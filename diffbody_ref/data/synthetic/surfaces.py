@@ -1,4 +1,4 @@
-"""Procedural surfaces of places and things: patterns over u, v in metres. Colours are linear RGB."""
+"""Procedural surfaces of places and things: patterns over coordinates u, v in metres. Colours are linear RGB."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from diffbody_ref.data.synthetic.textures import cell_random, linear, noise
 
 @dataclass(frozen=True)
 class Surface:
-    """What a solid or a floor is painted with.
+    """The surface of a solid or a floor.
 
     Attributes:
         pattern: a key of `PATTERNS`.
-        colours: float32 (3, 3), linear RGB; the first one leads.
-        scale: metres of one repeat (tile, plank, brick, bay of a facade).
-        seed: picks random cells and shifts the noise.
-        gloss: reflectance at normal incidence of a clear coat, 0: matt.
-        glow: radiance as a multiple of the ambient light, 0: not a source; a source is not lit.
+        colours: float32 (3, 3), three linear RGB colours, the main one first.
+        scale: size in metres of one repeat (tile, plank, brick, bay of a facade).
+        seed: seed that selects random cells and shifts the noise.
+        gloss: reflectance of a clear coat at normal incidence; 0 is matt.
+        glow: radiance as a multiple of the ambient light; 0 is no source. A source is not lit.
     """
 
     pattern: str
@@ -40,7 +40,17 @@ def surface(
     glow: float = 0.0,
     spread: float = 0.06,
 ) -> Surface:
-    """A surface of sRGB colours in [0, 255], each varied a little; missing ones repeat the last, darker."""
+    """A surface with up to three sRGB colours in [0, 255], each varied a little; missing ones are the last one, darker.
+
+    Args:
+        rng: source of randomness.
+        pattern: see `Surface`.
+        colours: the colours.
+        scale: see `Surface`.
+        gloss: see `Surface`.
+        glow: see `Surface`.
+        spread: standard deviation of the colours' logarithm.
+    """
     tones = [
         linear(np.array(colour)) * np.exp(rng.normal(0, spread, 1) + rng.normal(0, spread / 2, 3)) for colour in colours
     ]
@@ -57,6 +67,7 @@ def surface(
 
 
 def _mix(low: np.ndarray, high: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Colours between `low` and `high` by weights (M,), which are clipped to [0, 1]."""
     return low + (high - low) * np.clip(weight, 0, 1)[:, None].astype(np.float32)
 
 
@@ -65,7 +76,7 @@ def _frac(x: np.ndarray) -> np.ndarray:
 
 
 def _cloudy(s: Surface, u: np.ndarray, v: np.ndarray, metres: float, kind: int = 2) -> np.ndarray:
-    """Noise of unit variance whose tile is `metres` long, shifted by the seed."""
+    """Noise of unit variance with a period of `metres`, shifted by the seed."""
     return noise(kind, u / np.float32(metres) + s.seed * 0.137, v / np.float32(metres) + s.seed * 0.071)
 
 
@@ -159,7 +170,7 @@ def _painting(s: Surface, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _view(s: Surface, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Seen through a window: sky above, trees or houses below, overexposed."""
+    """The overexposed view through a window: sky above, trees or houses below."""
     line = 0.75 * s.scale + 0.16 * _cloudy(s, u, 0 * v, 3.0, 2)
     above = np.clip((v - line) / 0.05, 0, 1)
     leaf = s.colours[1] * np.exp(0.5 * _cloudy(s, u, v, 1.6, 1))[:, None]
@@ -185,7 +196,7 @@ def _bark(s: Surface, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _leaf(s: Surface, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """u is a random number of each leaf: dark to light, some turned yellow."""
+    """Leaves, dark to light, some yellow; u is a random number of each leaf."""
     return (
         _mix(np.repeat(s.colours[:1], len(u), 0), s.colours[1], _frac(u * 7.31))
         * np.exp(0.6 * (_frac(u) - 0.5))[:, None]
@@ -205,7 +216,15 @@ def _foam(s: Surface, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _window(s: Surface, x: np.ndarray, y: np.ndarray, tall: float, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (M, 3) and where, of a window with frame, sill and shaded reveal; x, y in bays, y from the floor."""
+    """A window with frame, sill and shaded reveal: its colours (M, 3), and where it is, bool (M,).
+
+    Args:
+        s: the facade's surface.
+        x: (M,), horizontal position in bays, from the middle of the bay.
+        y: (M,), vertical position in storeys, from the floor.
+        tall: height of the window in storeys.
+        cell: (M, 3), random numbers of the bay.
+    """
     half, low, high = 0.24, 0.27, 0.27 + tall
     inside = (np.abs(x) < half) & (y > low) & (y < high)
     bar = (np.abs(x) < 0.012) | (np.abs(y - low - 0.68 * tall) < 0.012) | (np.abs(x) > half - 0.025)
@@ -220,7 +239,7 @@ def _window(s: Surface, x: np.ndarray, y: np.ndarray, tall: float, cell: np.ndar
 
 
 def _facade(s: Surface, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """A house front: bays `scale` metres wide and storeys, shop windows or doors below, cornices, weathered walls."""
+    """A weathered house front of storeys and bays (`scale` metres wide), shop windows or doors below, and cornices."""
     storey = 1.45 * s.scale + 0.8
     x, y = u / s.scale, v / storey
     bay = _frac(x) - 0.5
@@ -228,12 +247,12 @@ def _facade(s: Surface, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     wall = (_bricks(Surface("", s.colours, 0.25, s.seed), u, v) if s.seed % 3 == 0 else _plaster(s, u, v)) * np.exp(
         0.12 * _cloudy(s, u, v, 9.0, 3)[:, None] - 0.1 * np.exp(-v[:, None] / 0.5)
     )
-    band = (_frac(y) < 0.05) & (y > 0.5)
-    under = (_frac(y) > 0.97) & (y > 0.5)
-    wall = np.where(band[:, None], s.colours[1], np.where(under[:, None], wall * 0.6, wall))
-    window, where = _window(s, bay, _frac(y), 0.52, cell)
+    cornice = (_frac(y) < 0.05) & (y > 0.5)
+    shadow = (_frac(y) > 0.97) & (y > 0.5)
+    wall = np.where(cornice[:, None], s.colours[1], np.where(shadow[:, None], wall * 0.6, wall))
+    window, is_window = _window(s, bay, _frac(y), 0.52, cell)
     sill = (np.abs(bay) < 0.28) & (np.abs(_frac(y) - 0.25) < 0.02)
-    upper = np.where(where[:, None], window, np.where(sill[:, None], s.colours[1], wall))
+    upper = np.where(is_window[:, None], window, np.where(sill[:, None], s.colours[1], wall))
     shop = s.seed % 2 == 1
     low = y < 1
     if shop:
@@ -287,10 +306,13 @@ PATTERNS: dict[str, Callable[[Surface, np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def paint(s: Surface, u: np.ndarray, v: np.ndarray, footprint: np.ndarray) -> np.ndarray:
-    """Linear RGB float32 (M, 3) at u, v in metres.
+    """The colour of a surface: linear RGB, float32 (M, 3).
 
     Args:
-        footprint: (M,), metres of surface between neighbouring samples: what is finer than it fades to the mean
+        s: the surface.
+        u: (M,), metres.
+        v: (M,), metres.
+        footprint: (M,), distance in metres between neighbouring samples on the surface; finer details fade to the mean
             instead of flickering.
     """
     colour = PATTERNS[s.pattern](s, u.astype(np.float32), v.astype(np.float32))

@@ -1,4 +1,4 @@
-"""Procedural albedo: tileable noise, patterns of cloth. Colours are linear RGB."""
+"""Procedural albedo: tileable noise, and patterns of cloth. Colours are linear RGB."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 _SIZE = 512
-_SLOPES = (0.3, 1.0, 1.6, 2.3)  # amplitude spectrum 1/f^slope, fine to coarse
+_SLOPES = (0.3, 1.0, 1.6, 2.3)  # the noises have amplitude spectra 1/f^slope, from fine to coarse
 
 PALETTE: dict[str, tuple[int, int, int]] = {  # sRGB
     "white": (238, 238, 234),
@@ -41,11 +41,11 @@ class Material:
 
     Attributes:
         pattern: a key of `PATTERNS`.
-        colours: float32 (3, 3), three linear RGB colours, the first one leading.
-        scale: size of one repeat in metres.
+        colours: float32 (3, 3), three linear RGB colours, the main one first.
+        scale: size in metres of one repeat.
         offset: float32 (2,), shift of the pattern in repeats.
         grain: relative strength of the fine noise.
-        seed: picks the random cells.
+        seed: seed that selects random cells.
     """
 
     pattern: str
@@ -62,19 +62,19 @@ def linear(colour: np.ndarray) -> np.ndarray:
 
 
 def named_colour(rng: np.random.Generator, name: str, spread: float = 0.08) -> np.ndarray:
-    """A linear RGB colour near the palette's, never exactly it."""
+    """A linear RGB colour near one of `PALETTE`; `spread` is the standard deviation of its logarithm."""
     return np.clip(linear(np.array(PALETTE[name])) * np.exp(rng.normal(0, spread, 3)), 0.004, 0.95).astype(np.float32)
 
 
 def material(rng: np.random.Generator, pattern: str, colours: list[np.ndarray], scale: float, grain: float) -> Material:
-    """A material with random phase; missing colours repeat the last one given."""
+    """A material with a random offset; missing colours repeat the last one. See `Material` for the arguments."""
     filled = np.stack((colours + [colours[-1]] * 3)[:3]).astype(np.float32)
     return Material(pattern, filled, scale, rng.random(2).astype(np.float32), grain, int(rng.integers(1 << 20)))
 
 
 @lru_cache(maxsize=1)
 def noise_bank() -> np.ndarray:
-    """float32 (4, 512, 512) tileable noises of unit variance, fine to coarse, the same in every process."""
+    """Tileable noises of unit variance, from fine to coarse, the same in every process: float32 (4, 512, 512)."""
     rng = np.random.Generator(np.random.Philox(key=20))
     fy, fx = np.meshgrid(np.fft.fftfreq(_SIZE), np.fft.rfftfreq(_SIZE), indexing="ij")
     radius = np.hypot(fy, fx)
@@ -88,7 +88,13 @@ def noise_bank() -> np.ndarray:
 
 
 def noise(kind: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Bilinear lookup in noise `kind` of the bank; one tile is u, v in [0, 1). Any shape, unit variance."""
+    """Bilinear lookup in a noise of the bank, of unit variance.
+
+    Args:
+        kind: number of the noise in `noise_bank`.
+        u: coordinates of any shape; one tile is [0, 1).
+        v: coordinates of the same shape.
+    """
     flat = noise_bank()[kind].ravel()
     x, y = np.float32(_SIZE) * u, np.float32(_SIZE) * v
     x0, y0 = np.floor(x), np.floor(y)
@@ -100,20 +106,21 @@ def noise(kind: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _speckle(kind: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """`noise` without the interpolation, for texels smaller than a pixel."""
+    """`noise` without interpolation, for texels that are smaller than a pixel."""
     size = np.float32(_SIZE)
     x, y = (np.floor(size * w).astype(np.int32) & (_SIZE - 1) for w in (u, v))
     return noise_bank()[kind].ravel()[y * _SIZE + x]
 
 
 def cell_random(u: np.ndarray, v: np.ndarray, seed: int, channels: int = 1) -> np.ndarray:
-    """Uniform numbers in [0, 1), constant within each unit cell of (u, v): (..., channels)."""
+    """Uniform random numbers in [0, 1) that are constant within each unit cell of (u, v): (..., channels)."""
     table = np.random.Generator(np.random.Philox(key=seed)).random((1024, channels), np.float32)
     cell = np.floor(u).astype(np.int64) * 73856093 ^ np.floor(v).astype(np.int64) * 19349663
     return table[(cell ^ (cell >> 13)) & 1023]
 
 
 def _mix(low: np.ndarray, high: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Colours between `low` and `high` by weights (...) in [0, 1]."""
     return low + (high - low) * weight[..., None].astype(np.float32)
 
 
@@ -154,7 +161,7 @@ def _heather(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _knit(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Columns of V-shaped stitches; far away ribs remain."""
+    """Columns of V-shaped stitches, with ribs that remain visible from far away."""
     fu = u - np.floor(u)
     row = v * 1.4 + np.abs(fu - 0.5)
     stitch = np.abs(row - np.floor(row) - 0.5) * 1.1 + 0.5 * (np.abs(fu - 0.5) < 0.08)
@@ -215,7 +222,7 @@ PATTERNS: dict[str, Callable[[Material, np.ndarray, np.ndarray], np.ndarray]] = 
 
 
 def albedo(m: Material, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Linear RGB (..., 3) of a material at chart coordinates u, v in metres, with fine and broad noise."""
+    """The colour of a material at coordinates u, v in metres, with fine and coarse noise: linear RGB (..., 3)."""
     pu, pv = u / np.float32(m.scale) + m.offset[0], v / np.float32(m.scale) + m.offset[1]
     colour = PATTERNS[m.pattern](m, pu, pv)
     grain = _speckle(1, u * 1.9 + m.offset[1], v * 1.9 + m.offset[0])

@@ -1,4 +1,4 @@
-"""Rays against a triangle mesh whose faces are cut by fields, with warp (CPU and CUDA by the same code)."""
+"""Ray tracing of a triangle mesh whose faces are cut by fields, with warp (the same code for CPU and CUDA)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,40 @@ import numpy as np
 import warp as wp
 
 wp.config.quiet = True
-_EPSILON = 1.5e-3  # metres off a surface at which its secondary rays start; below the thinnest cloth's distance
+_EPSILON = 1.5e-3  # distance in metres from a surface at which its secondary rays start; less than the thinnest cloth's
 
 
 @wp.func
 def _inside(faces: wp.array(dtype=int), fields: wp.array(dtype=wp.vec3), face: int, u: float, v: float) -> bool:  # type: ignore[valid-type]
+    """Whether all fields are positive at barycentric coordinates of a face."""
     value = u * fields[faces[3 * face]] + v * fields[faces[3 * face + 1]] + (1.0 - u - v) * fields[faces[3 * face + 2]]
     return wp.min(value) > 0.0
+
+
+@wp.func
+def _first_face(
+    mesh: wp.uint64,
+    faces: wp.array(dtype=int),  # type: ignore[valid-type]
+    fields: wp.array(dtype=wp.vec3),  # type: ignore[valid-type]
+    origin: wp.vec3,
+    ray: wp.vec3,
+    reach: float,
+    layers: int,
+) -> wp.vec4:
+    """The first face that stops a ray within `reach`, after at most `layers` faces that are cut away there.
+
+    Returns (face, distance, u, v), with u and v barycentric; (-1, reach, 0, 0) if nothing stops the ray.
+    """
+    travelled = wp.float32(0.0)
+    for _ in range(layers):
+        query = wp.mesh_query_ray(mesh, origin + ray * travelled, ray, reach - travelled)
+        if not query.result:
+            return wp.vec4(-1.0, reach, 0.0, 0.0)
+        travelled += query.t
+        if _inside(faces, fields, query.face, query.u, query.v):
+            return wp.vec4(float(query.face), travelled, query.u, query.v)
+        travelled += 1.0e-4
+    return wp.vec4(-1.0, reach, 0.0, 0.0)
 
 
 @wp.kernel
@@ -28,45 +55,28 @@ def _first_hit(
     hits: wp.array(dtype=wp.vec4),  # type: ignore[valid-type]
 ) -> None:
     i = wp.tid()
-    origin = origins[i]
-    ray = rays[i]
-    travelled = wp.float32(0.0)
-    hits[i] = wp.vec4(-1.0, 0.0, 0.0, 0.0)
-    for _ in range(16):  # more cut layers than a person ever has on one ray
-        query = wp.mesh_query_ray(mesh, origin + ray * travelled, ray, reach - travelled)
-        if not query.result:
-            break
-        travelled += query.t
-        if _inside(faces, fields, query.face, query.u, query.v):
-            hits[i] = wp.vec4(float(query.face), travelled, query.u, query.v)
-            break
-        travelled += 1.0e-4
+    # 16: more cut layers than a person ever has on one ray.
+    hits[i] = _first_face(mesh, faces, fields, origins[i], rays[i], reach, 16)
 
 
 @wp.func
-def _blocked(
+def _first_blocker(
     mesh: wp.uint64,
     faces: wp.array(dtype=int),  # type: ignore[valid-type]
     fields: wp.array(dtype=wp.vec3),  # type: ignore[valid-type]
-    origin: wp.vec3,
+    point: wp.vec3,
+    normal: wp.vec3,
     ray: wp.vec3,
+    epsilon: float,
     reach: float,
-) -> wp.vec2:
-    """Face, or -1, and distance of what stops a ray within `reach`."""
-    travelled = wp.float32(0.0)
-    for _ in range(8):
-        query = wp.mesh_query_ray(mesh, origin + ray * travelled, ray, reach - travelled)
-        if not query.result:
-            return wp.vec2(-1.0, reach)
-        travelled += query.t
-        if _inside(faces, fields, query.face, query.u, query.v):
-            return wp.vec2(float(query.face), travelled)
-        travelled += 1.0e-4
-    return wp.vec2(-1.0, reach)
+) -> wp.vec4:
+    """`_first_face` of a secondary ray from a surface point, which starts `epsilon` metres off the surface."""
+    return _first_face(mesh, faces, fields, point + normal * epsilon, ray, reach, 8)
 
 
 @wp.func
 def _tilted(axis: wp.vec3, angle: float, turn: float) -> wp.vec3:
+    """The unit vector at `angle` from a unit `axis`, rotated about it by `turn` (radians)."""
     helper = wp.vec3(1.0, 0.0, 0.0)
     if wp.abs(axis[0]) > 0.7:
         helper = wp.vec3(0.0, 1.0, 0.0)
@@ -93,7 +103,7 @@ def _shadow(
     if wp.dot(normals[i], direction) > 0.0:
         state = wp.rand_init(seed, i)
         ray = _tilted(direction, spread * wp.sqrt(wp.randf(state)), 6.2831853 * wp.randf(state))
-        if _blocked(mesh, faces, fields, points[i] + normals[i] * epsilon, ray, reach)[0] < 0.0:
+        if _first_blocker(mesh, faces, fields, points[i], normals[i], ray, epsilon, reach)[0] < 0.0:
             out[i] = 1.0
 
 
@@ -120,16 +130,23 @@ def _ambient(
     up = 0.5 + 0.5 * ray[2]
     side = wp.max(wp.dot(ray, fill_direction), 0.0)
     light = ground + (sky - ground) * up + fill * (side * side)
-    hit = _blocked(mesh, faces, fields, points[i] + normals[i] * epsilon, ray, reach)
+    hit = _first_blocker(mesh, faces, fields, points[i], normals[i], ray, epsilon, reach)
     if hit[0] >= 0.0:
-        open = hit[1] / reach  # light from afar fades in, so that walls do not shut out the room's light
+        openness = hit[1] / reach  # light from far away fades in, so that walls do not block the room's light
         bounce = wp.cw_mul(tints[int(hit[0])], sky + ground) * 0.45
-        light = light * open + bounce * (1.0 - open)
+        light = light * openness + bounce * (1.0 - openness)
     out[i] = light
 
 
 class Scene:
-    """A mesh to trace: vertices (N, 3), faces (F, 3), fields (N, 3). A face is where all its fields are positive."""
+    """A mesh to trace. A face only exists where all fields, interpolated over it, are positive.
+
+    Args:
+        vertices: (N, 3), metres.
+        faces: int (F, 3).
+        fields: (N, 3), three fields at each vertex.
+        device: warp's device, "cpu" or "cuda".
+    """
 
     def __init__(self, vertices: np.ndarray, faces: np.ndarray, fields: np.ndarray, device: str = "cpu") -> None:
         self.device = device
@@ -141,11 +158,16 @@ class Scene:
     def trace(
         self, origins: np.ndarray, rays: np.ndarray, reach: float = 100.0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """First hit of each ray (M, 3), unit directions.
+        """The first hit of each ray.
+
+        Args:
+            origins: (3,) or (M, 3), metres.
+            rays: (M, 3), unit directions.
+            reach: metres within which faces are hit.
 
         Returns:
-            face int32 (M,), -1 where nothing is hit within `reach` metres; depth float32 (M,);
-            barycentric weights of the face's corners float32 (M, 3).
+            face int32 (M,), -1 if nothing is hit; depth float32 (M,) in metres, `reach` if nothing is hit; barycentric
+            weights of the face's corners float32 (M, 3).
         """
         count = len(rays)
         hits = wp.empty(count, dtype=wp.vec4, device=self.device)
@@ -165,11 +187,14 @@ class Scene:
         seed: int,
         reach: float = 30.0,
     ) -> np.ndarray:
-        """1 where one random ray into the key light's cone is free, else 0: float32 (M,).
+        """Visibility of the key light: 1 if one random ray into its cone is free, else 0; float32 (M,).
 
         Args:
-            points, normals: (M, 3), metres and unit.
-            direction, spread: towards the light, and the half angle of its cone in radians.
+            points: (M, 3), metres.
+            normals: (M, 3), unit normals at the points.
+            direction: (3,), unit vector towards the light.
+            spread: half angle of the light's cone in radians.
+            seed: seed of the random rays.
             reach: metres within which something casts a shadow.
         """
         out = wp.zeros(len(points), dtype=float, device=self.device)
@@ -191,11 +216,22 @@ class Scene:
         reach: float,
         seed: int,
     ) -> np.ndarray:
-        """Light from all around at surface points, by one cosine-weighted random ray each: float32 (M, 3).
+        """Ambient light at surface points, estimated by one cosine-weighted random ray each: float32 (M, 3).
 
-        A free ray brings the environment's light of its direction, from `ground` below to `sky` above, and of the
-        broad lamp or window `fill` around `fill_direction`; one that is stopped within `reach` metres brings instead,
-        the more the nearer, what the face there throws back (its colour in `tints` (F, 3)).
+        A free ray brings the environment's light from its direction, graded from `ground` below to `sky` above, and
+        the light of the broad lamp or window `fill` around `fill_direction`. A ray that is stopped within `reach`
+        metres brings instead, the more the nearer the hit, the light that the face reflects.
+
+        Args:
+            points: (M, 3), metres.
+            normals: (M, 3), unit normals at the points.
+            tints: (F, 3), linear RGB of the faces.
+            sky: (3,), linear RGB from straight above.
+            ground: (3,), linear RGB from straight below.
+            fill: (3,), linear RGB of the broad source.
+            fill_direction: (3,), unit vector towards the broad source.
+            reach: metres within which faces dim or tint the light.
+            seed: seed of the random rays.
         """
         out = wp.zeros(len(points), dtype=wp.vec3, device=self.device)
         colours = [wp.vec3(*(float(x) for x in row)) for row in (sky, ground, fill, fill_direction)]

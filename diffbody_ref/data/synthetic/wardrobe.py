@@ -1,4 +1,4 @@
-"""Who a synthetic person is: body, face, skin, hair, clothes and accessories, drawn once an identity, with words."""
+"""The identity of a synthetic person: body, face, skin, hair, clothes and accessories, with words for the caption."""
 
 from __future__ import annotations
 
@@ -39,13 +39,18 @@ _IRIS = {
 
 @dataclass(frozen=True)
 class Complexion:
-    """Skin and face paint; colours are linear RGB, amounts in [0, 1].
+    """Skin and face. Colours are linear RGB, float32 (3,); amounts are in [0, 1].
 
     Attributes:
-        skin, lips, iris: float32 (3,).
-        freckles, blush, wrinkles, makeup: amounts.
+        skin: colour of the skin.
+        lips: colour of the lips.
+        iris: colour of the irises.
+        freckles: amount of freckles.
+        blush: amount of redness of the cheeks.
+        wrinkles: amount of wrinkles.
+        makeup: amount of makeup.
         brow: thickness of the eyebrows, a factor about 1.
-        seed: of freckles and moles.
+        seed: seed of the freckles.
     """
 
     skin: np.ndarray
@@ -61,7 +66,20 @@ class Complexion:
 
 @dataclass(frozen=True)
 class Identity:
-    """A person, the same in all of their pictures. `phenotype` and `features` are anny's (see `BodyModel.pose`)."""
+    """A person, the same in all of their pictures.
+
+    Attributes:
+        phenotype: anny's values for the body by name, see `BodyModel.pose`.
+        features: anny's values for the face by name, see `BodyModel.pose`.
+        look: words for sex, age and build.
+        complexion: skin and face.
+        hair: hair and beard.
+        upper: garment of the trunk.
+        outer: outer garment, or None.
+        lower: garment of the legs.
+        shoes: shoes.
+        things: accessories.
+    """
 
     phenotype: dict[str, float]
     features: dict[str, float]
@@ -75,44 +93,47 @@ class Identity:
     things: tuple[Thing, ...]
 
     def _things(self, *slots: str) -> list[str]:
+        """The words of the accessories in these slots."""
         return [thing.words for thing in self.things if thing.slot in slots]
 
     @property
     def hat(self) -> Thing | None:
+        """The hat, if the person wears one."""
         return next((thing for thing in self.things if thing.slot == "hat"), None)
 
     def face_words(self, front: bool) -> str:
-        """Beard, freckles, glasses, earrings and hat; of these only the hat where the face is not seen."""
-        own = [self.hair.beard_words, "freckles" if self.complexion.freckles > 0.4 else ""] if front else []
+        """Words for beard, freckles, glasses, earrings and hat; only for the hat if the face is not seen."""
+        natural = [self.hair.beard_words, "freckles" if self.complexion.freckles > 0.4 else ""] if front else []
         worn = self._things(*(("face", "hat") if front else ("hat",)))
-        phrases = [phrase for phrase in own if phrase]
+        phrases = [phrase for phrase in natural if phrase]
         return " and ".join(phrases + ([f"wearing {' and '.join(worn)}"] if worn else []))
 
     @property
     def upper_words(self) -> str:
-        """The garments of the trunk from outside inwards, with a scarf and a bag."""
+        """Words for the garments of the trunk, from the outside inwards, with scarf and bag."""
         over = f"{self.outer.words} over {self.upper.words}" if self.outer else self.upper.words
         carried = " and ".join(self._things("body"))
         return f"{over} with {carried}" if carried else over
 
     @property
     def hand_words(self) -> str:
-        """What is held: "holding a phone in the left hand"."""
+        """Words for the held thing, such as "holding a phone in the left hand"; "" if nothing is held."""
         held = next((thing for thing in self.things if thing.slot == "hand"), None)
         return f"holding {held.words} in the {'left' if held.side > 0 else 'right'} hand" if held else ""
 
 
 def _complexion(rng: np.random.Generator, tone: float, female: bool, age: float) -> Complexion:
+    """Draw a complexion; `tone` is the skin's, from 0 (light) to 6 (dark)."""
     low = int(tone)
     skin = linear(np.array(_SKIN[low])) * (low + 1 - tone) + linear(np.array(_SKIN[low + 1])) * (tone - low)
     makeup = float(rng.uniform(0.3, 1.0)) if female and age > 0.5 and rng.random() < 0.5 else 0.0
     natural = skin * np.array([0.86, 0.56, 0.56])
-    stick = np.array([0.42, 0.07, 0.1]) * rng.uniform(0.5, 1.2) + skin * rng.uniform(0, 0.3)
+    lipstick = np.array([0.42, 0.07, 0.1]) * rng.uniform(0.5, 1.2) + skin * rng.uniform(0, 0.3)
     names = ("brown", "dark brown") if tone > 3 else ("brown", "dark brown", "blue", "green", "grey")
     light = [0.5, 0.5] if tone > 3 else [0.3, 0.2, 0.25, 0.15, 0.1]
     return Complexion(
         skin=skin.astype(np.float32),
-        lips=(natural + (stick - natural) * makeup * 0.8).astype(np.float32),
+        lips=(natural + (lipstick - natural) * makeup * 0.8).astype(np.float32),
         iris=linear(np.array(_IRIS[str(rng.choice(names, p=light))])),
         freckles=float(rng.uniform(0.2, 1.0)) if tone < 2 and rng.random() < 0.2 else 0.0,
         blush=float(rng.uniform(0.2, 0.8)),
@@ -124,13 +145,14 @@ def _complexion(rng: np.random.Generator, tone: float, female: bool, age: float)
 
 
 def _clothes(rng: np.random.Generator, female: bool) -> tuple[Garment, Garment | None, Garment]:
+    """Draw upper, outer and lower garments."""
     outer = random_outer(rng, female) if rng.random() < 0.3 else None
     if female and rng.random() < 0.22:
         upper, lower = random_dress(rng)
     else:
         lower = random_lower(rng, female)
         upper = random_upper(rng, female, lower.kind == "skirt" or rng.random() < 0.25)
-    if outer is not None:  # what is under it has to fit
+    if outer is not None:  # the garments below it have to fit
         upper = replace(upper, loose=min(upper.loose, 0.011), sleeve=min(upper.sleeve, 0.94))
         lower = replace(lower, flare=min(lower.flare, 0.02))
     return upper, outer, lower

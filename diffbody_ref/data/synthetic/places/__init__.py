@@ -1,4 +1,4 @@
-"""Places to photograph people in: rooms, streets, nature, studios. Each builds a `Place` around a camera."""
+"""Places to photograph people in: rooms, streets, nature, studios. Each module builds a `Place` for a camera."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ KINDS = {"room": random_room, "street": random_street, "nature": random_nature, 
 
 
 def random_place(rng: np.random.Generator, camera: Camera) -> tuple[Place, str]:
-    """A place seen by a camera, and its kind: a key of `KINDS`. It leaves 0.6 m around the person free."""
+    """Draw a place that is seen by a camera, and its kind, a key of `KINDS`. It leaves 0.6 m around the person free."""
     kind = str(rng.choice(list(KINDS), p=[0.36, 0.3, 0.24, 0.1]))
     return KINDS[kind](rng, camera), kind

@@ -1,4 +1,4 @@
-"""Furniture and other things to stand, sit or look at. Each stands on z = 0 around x = y = 0 and faces -y."""
+"""Furniture and other things in rooms and outdoors. Each thing stands on z = 0 around x = y = 0 and faces -y."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def wood(rng: np.random.Generator) -> Surface:
 
 
 def cloth(rng: np.random.Generator) -> Surface:
-    """A random upholstery."""
+    """A random upholstery fabric."""
     return surface(rng, "cloth", _CLOTHS[int(rng.integers(len(_CLOTHS)))], scale=0.3, spread=0.1)
 
 
@@ -39,14 +39,14 @@ def metal(rng: np.random.Generator) -> Surface:
 
 
 def any_tone(rng: np.random.Generator) -> tuple[float, float, float]:
-    """Any colour, seldom a pure one."""
+    """A random sRGB colour in [0, 255], rarely a saturated one."""
     grey, pure = rng.uniform(50, 215), rng.uniform(20, 235, 3)
     share = rng.uniform(0.08, 0.5)
     return tuple(float(x) for x in grey + (pure - grey) * share)  # type: ignore[return-value]
 
 
 def table(rng: np.random.Generator, size: tuple[float, float, float]) -> list[Solid]:
-    """Width, depth, height."""
+    """A table; `size` is its width, depth and height."""
     top, (w, d, h) = wood(rng), size
     parts = [box((w, d, 0.035), (0, 0, h - 0.035), top)]
     for x in (-1, 1):
@@ -57,7 +57,7 @@ def table(rng: np.random.Generator, size: tuple[float, float, float]) -> list[So
 
 
 def ornaments(rng: np.random.Generator, width: float, height: float) -> list[Solid]:
-    """Vases, books, cups and lamps in a row on something `height` high."""
+    """Vases, books, cups and lamps in a row of a width, on something of a height."""
     parts: list[Solid] = []
     x = -width / 2 + 0.1
     while x < width / 2 - 0.08:
@@ -85,6 +85,7 @@ def ornaments(rng: np.random.Generator, width: float, height: float) -> list[Sol
 
 
 def _stems(rng: np.random.Generator, foot: tuple[float, float, float], reach: float) -> list[Solid]:
+    """A bunch of leaves about `reach` high, for a vase."""
     green = surface(rng, "leaf", (58, 92, 40), (116, 146, 74), spread=0.15)
     points = (
         np.array(foot) + rng.normal(0, 1, (40, 3)) * [0.4 * reach, 0.4 * reach, 0.25 * reach] + [0, 0, 0.55 * reach]
@@ -93,7 +94,7 @@ def _stems(rng: np.random.Generator, foot: tuple[float, float, float], reach: fl
 
 
 def pictures(rng: np.random.Generator, x: float, y: float, count: int) -> list[Solid]:
-    """Framed pictures in a row on a wall at y, centred at x."""
+    """`count` framed pictures in a row on a wall at y, centred at x."""
     parts: list[Solid] = []
     frame = surface(rng, "plain", *[(30, 28, 26), (190, 160, 110), (232, 230, 224)][int(rng.integers(3)) :], gloss=0.03)
     w = float(rng.uniform(0.3, 0.75)) / (1 + 0.4 * (count - 1))
@@ -110,7 +111,7 @@ def pictures(rng: np.random.Generator, x: float, y: float, count: int) -> list[S
 
 
 def door(rng: np.random.Generator, frame: Surface) -> list[Solid]:
-    """Against a wall at y = 0."""
+    """A door in a wall at y = 0."""
     leaf = frame if rng.random() < 0.6 else wood(rng)
     parts = [box((0.85, 0.03, 2.02), (0, -0.015, 0), leaf)]
     parts += [box((0.09, 0.06, 2.1), (x, -0.03, 0), frame) for x in (-0.47, 0.47)]
@@ -122,7 +123,7 @@ def door(rng: np.random.Generator, frame: Surface) -> list[Solid]:
 
 
 def bookshelf(rng: np.random.Generator, width: float, height: float) -> list[Solid]:
-    """A case with books and gaps."""
+    """A bookshelf with books and gaps."""
     case, depth = wood(rng), 0.3
     parts = [box((0.025, depth, height), (side * width / 2, 0, 0), case) for side in (-1, 1)]
     parts.append(box((width, 0.012, height), (0, depth / 2 - 0.01, 0), case))
@@ -145,7 +146,7 @@ def bookshelf(rng: np.random.Generator, width: float, height: float) -> list[Sol
 
 
 def sofa(rng: np.random.Generator, width: float) -> list[Solid]:
-    """Seat, back, arms and loose cushions; 0.85 m deep."""
+    """A sofa with seat, back, arms and loose cushions, 0.85 m deep."""
     s, seats = cloth(rng), 2 if width < 1.7 else 3
     parts = [
         cushion((width, 0.8, 0.3), (0, 0.02, 0.08), s, 0.05),
@@ -163,7 +164,7 @@ def sofa(rng: np.random.Generator, width: float) -> list[Solid]:
 
 
 def sideboard(rng: np.random.Generator, width: float) -> list[Solid]:
-    """A cupboard with doors or drawers, and things on it."""
+    """A cupboard with doors or drawers, and ornaments on it."""
     s, h, d = wood(rng), float(rng.uniform(0.55, 0.95)), 0.42
     parts = [box((width, d, h - 0.12), (0, 0, 0.12), s), box((width + 0.03, d + 0.03, 0.025), (0, 0, h), s)]
     parts += [
@@ -181,7 +182,7 @@ def sideboard(rng: np.random.Generator, width: float) -> list[Solid]:
 
 
 def radiator(rng: np.random.Generator, width: float, s: Surface) -> list[Solid]:
-    """Ribs against a wall at y = 0.08."""
+    """A radiator of ribs in front of a wall at y = 0.08."""
     return [cushion((0.055, 0.09, 0.55), (x, 0, 0.1), s, 0.02, 3) for x in np.arange(-width / 2, width / 2, 0.065)]
 
 
@@ -232,7 +233,7 @@ def potted_plant(rng: np.random.Generator, height: float) -> list[Solid]:
 
 
 def floor_lamp(rng: np.random.Generator) -> list[Solid]:
-    """A standard lamp that is on."""
+    """A floor lamp that is switched on."""
     stand, h = metal(rng), float(rng.uniform(1.3, 1.7))
     shade = surface(rng, "plain", (255, 232, 196), glow=float(rng.uniform(1.5, 3.0)))
     return [
@@ -243,7 +244,7 @@ def floor_lamp(rng: np.random.Generator) -> list[Solid]:
 
 
 def chair(rng: np.random.Generator, height: float, size: float = 0.44) -> list[Solid]:
-    """A chair whose seat is `height` high: wooden or upholstered, four legs and a back behind the sitter."""
+    """A wooden or upholstered chair with four legs and a back; its seat is `height` high and `size` wide and deep."""
     s, soft = wood(rng), rng.random() < 0.45
     seat = cloth(rng) if soft else s
     thick = 0.07 if soft else 0.03
@@ -279,7 +280,7 @@ def chair(rng: np.random.Generator, height: float, size: float = 0.44) -> list[S
 
 
 def bench(rng: np.random.Generator, height: float) -> list[Solid]:
-    """A park bench of planks."""
+    """A park bench of planks, whose seat is `height` high."""
     s, iron, w = surface(rng, "wood", (128, 96, 66), scale=0.3), metal(rng), float(rng.uniform(1.3, 1.9))
     parts = [box((w, 0.085, 0.035), (0, y, height - 0.035), s) for y in (-0.16, -0.06, 0.04, 0.14)]
     parts += [box((w, 0.025, 0.1), (0, 0.24 + 0.25 * z, height + z), s) for z in (0.14, 0.28)]
@@ -296,13 +297,13 @@ def bench(rng: np.random.Generator, height: float) -> list[Solid]:
 
 
 def block(rng: np.random.Generator, height: float) -> list[Solid]:
-    """A low wall or a step of stone."""
+    """A low stone wall or step, `height` high."""
     s = surface(rng, "asphalt", (168, 162, 152) if rng.random() < 0.6 else (140, 120, 100), scale=0.3)
     return [cushion((float(rng.uniform(0.7, 2.4)), 0.5, height), (0, 0.05, 0), s, 0.02)]
 
 
 def seat(rng: np.random.Generator, height: float, outdoors: bool) -> tuple[list[Solid], str]:
-    """Something to sit on, `height` high, and its words."""
+    """Draw something to sit on, `height` high, and its words for the caption, such as "on a bench"."""
     if outdoors:
         return (bench(rng, height), "on a bench") if rng.random() < 0.6 else (block(rng, height), "on a low wall")
     kind = rng.random()
@@ -317,11 +318,11 @@ def seat(rng: np.random.Generator, height: float, outdoors: bool) -> tuple[list[
 
 
 def table_with_chairs(rng: np.random.Generator) -> list[Solid]:
-    """A dining table with things on it and two to four chairs around."""
+    """A dining table with ornaments, and up to four chairs around it."""
     parts = table(rng, (float(rng.uniform(1.1, 1.6)), 0.8, 0.74)) + ornaments(rng, 1.0, 0.74)
     state = int(rng.integers(1 << 30))
     for x, y, yaw in ((-0.3, -0.6, np.pi), (0.35, -0.55, np.pi), (-0.3, 0.6, 0.0), (0.35, 0.62, 0.0)):
-        if rng.random() < 0.7:  # chairs of one set
-            one = chair(np.random.Generator(np.random.Philox(state)), 0.45)
-            parts += placed(one, (x, y, 0), yaw + rng.normal(0, 0.2))
+        if rng.random() < 0.7:
+            equal_chair = chair(np.random.Generator(np.random.Philox(state)), 0.45)
+            parts += placed(equal_chair, (x, y, 0), yaw + rng.normal(0, 0.2))
     return parts

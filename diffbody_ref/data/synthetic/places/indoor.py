@@ -1,4 +1,4 @@
-"""Rooms: walls, windows, curtains, pictures, shelves, furniture and lamps. Built with y away from the camera."""
+"""Rooms: walls, windows, curtains, pictures, furniture, lamps. They are built with y pointing away from the camera."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def _floor_surface(rng: np.random.Generator) -> Surface:
 
 
 def _window(rng: np.random.Generator, x: float, y: float, white: Surface) -> list[Solid]:
+    """A window in a wall at y, centred at x, often with curtains or a radiator; `white` is the frame's surface."""
     wide, high, sill = rng.uniform(0.8, 1.9), rng.uniform(1.1, 1.6), rng.uniform(0.7, 1.0)
     outside = surface(rng, "view", (236, 242, 250), (120, 140, 104), scale=high, glow=float(rng.uniform(2.2, 3.6)))
     parts = [quad((x - wide / 2, y - 0.005, sill), (wide, 0, 0), (0, 0, high), outside)]
@@ -78,7 +79,7 @@ def _window(rng: np.random.Generator, x: float, y: float, white: Surface) -> lis
 
 
 def _wall_things(rng: np.random.Generator, width: float, y: float, white: Surface) -> list[Solid]:
-    """Along a wall at distance y: windows, doors, shelves, sideboards, pictures, side by side from left to right."""
+    """Things side by side along a wall at y, from -width to width: windows, doors, furniture, pictures and so on."""
     parts: list[Solid] = []
     x = -width + rng.uniform(0, 0.6)
     while x < width - 0.5:
@@ -88,36 +89,36 @@ def _wall_things(rng: np.random.Generator, width: float, y: float, white: Surfac
                 p=[0.17, 0.08, 0.15, 0.12, 0.13, 0.15, 0.08, 0.06, 0.06],
             )
         )
-        room = float(rng.uniform(0.9, 1.6))
-        middle = x + room / 2
+        space = float(rng.uniform(0.9, 1.6))
+        middle = x + space / 2
         if kind == "window":
-            room += 0.8
-            parts += _window(rng, x + room / 2, y, white)
+            space += 0.8
+            parts += _window(rng, x + space / 2, y, white)
         elif kind == "door":
             parts += placed(f.door(rng, white), (middle, y, 0))
         elif kind == "shelves":
-            parts += placed(f.bookshelf(rng, room - 0.1, float(rng.uniform(1.2, 2.2))), (middle, y - 0.17, 0))
+            parts += placed(f.bookshelf(rng, space - 0.1, float(rng.uniform(1.2, 2.2))), (middle, y - 0.17, 0))
         elif kind == "sofa":
-            room = float(rng.uniform(1.7, 2.3))
-            parts += placed(f.sofa(rng, room - 0.15), (x + room / 2, y - 0.48, 0))
-            parts += f.pictures(rng, x + room / 2, y, 1)
+            space = float(rng.uniform(1.7, 2.3))
+            parts += placed(f.sofa(rng, space - 0.15), (x + space / 2, y - 0.48, 0))
+            parts += f.pictures(rng, x + space / 2, y, 1)
         elif kind == "sideboard":
-            parts += placed(f.sideboard(rng, room - 0.1), (middle, y - 0.24, 0))
+            parts += placed(f.sideboard(rng, space - 0.1), (middle, y - 0.24, 0))
             parts += f.pictures(rng, middle, y, 1)
         elif kind == "pictures":
             parts += f.pictures(rng, middle, y, int(rng.integers(1, 4)))
         elif kind == "plant":
-            room *= 0.7
-            parts += placed(f.potted_plant(rng, float(rng.uniform(0.7, 1.6))), (x + room / 2, y - 0.35, 0))
+            space *= 0.7
+            parts += placed(f.potted_plant(rng, float(rng.uniform(0.7, 1.6))), (x + space / 2, y - 0.35, 0))
         elif kind == "lamp":
-            room *= 0.7
-            parts += placed(f.floor_lamp(rng), (x + room / 2, y - 0.35, 0))
-        x += room + rng.uniform(0.0, 0.35)
+            space *= 0.7
+            parts += placed(f.floor_lamp(rng), (x + space / 2, y - 0.35, 0))
+        x += space + rng.uniform(0.0, 0.35)
     return parts
 
 
 def _light(rng: np.random.Generator, camera: Camera) -> Light:
-    """A window or a lamp beside or behind the camera, and what the walls throw back."""
+    """Draw the light of a window or lamp beside or behind the camera, and the light reflected by the walls."""
     day = rng.random() < 0.65
     warm = rng.uniform(-0.02, 0.06) if day else rng.uniform(0.06, 0.16)
     tint = np.array([1 + warm, 1, 1 - 1.3 * warm])
@@ -136,7 +137,7 @@ def _light(rng: np.random.Generator, camera: Camera) -> Light:
 
 
 def random_room(rng: np.random.Generator, camera: Camera) -> Place:
-    """A living room, office or hall: a back wall, often a side wall, things along them, a rug, a ceiling."""
+    """Draw a living room, office or hall: a back wall, often a side wall, things along them, a rug, a ceiling."""
     wall, floor = _wall_surface(rng), _floor_surface(rng)
     white = surface(rng, "plain", (232, 230, 224) if rng.random() < 0.8 else _WOODS[int(rng.integers(len(_WOODS)))])
     y, ceiling, width = float(rng.choice([rng.uniform(1.0, 1.8), rng.uniform(1.8, 4.5)])), rng.uniform(2.45, 3.0), 5.0

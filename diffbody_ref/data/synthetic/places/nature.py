@@ -1,4 +1,4 @@
-"""Nature: meadows, parks, woods and shores. Built with y away from the camera."""
+"""Nature: meadows, parks, woods and shores. They are built with y pointing away from the camera."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffbody_ref.data.synthetic.surfaces import Surface, surface
 
 
 def _scatter(rng: np.random.Generator, count: int, near: float, far: float) -> np.ndarray:
-    """Places (count, 2) in a wedge away from the camera, near ones first; the strip before the person stays free."""
+    """Draw points (count, 2) in a wedge away from the camera, near ones first; the strip before the person is free."""
     distance = np.sort(near * (far / near) ** rng.random(count))
     angle = rng.uniform(-0.6, 0.6, count)
     return np.stack([distance * np.sin(angle), distance * np.cos(angle)], 1)
@@ -21,10 +21,11 @@ def _scatter(rng: np.random.Generator, count: int, near: float, far: float) -> n
 def _trees(
     rng: np.random.Generator, count: int, near: float, far: float, green: Surface, wood: Surface, firs: float
 ) -> list[Solid]:
+    """Trees between two distances, with fewer leaves the farther they are; `firs` is the share of conifers."""
     parts: list[Solid] = []
     for x, y in _scatter(rng, count, near, far):
-        away = float(np.hypot(x, y))
-        detail = float(np.clip(14 / away, 0.12, 4.0))
+        distance = float(np.hypot(x, y))
+        detail = float(np.clip(14 / distance, 0.12, 4.0))
         tall = float(rng.uniform(5, 10))
         make = plants.conifer if rng.random() < firs else plants.tree
         parts += make(rng, (float(x), float(y)), tall, green, wood, detail)
@@ -32,13 +33,14 @@ def _trees(
 
 
 def _fence(rng: np.random.Generator, y: float) -> list[Solid]:
+    """A wooden fence along x."""
     s = surface(rng, "wood", (128, 110, 90), scale=0.3)
     parts = [tube((x, y, 0), (x, y, 1.15), 0.05, s, sides=6) for x in np.arange(-9, 9, 1.8)]
     return parts + [tube((-9, y, z), (9, y, z), 0.035, s, sides=6) for z in (0.5, 0.95)]
 
 
 def random_nature(rng: np.random.Generator, camera: Camera) -> Place:
-    """Grass, earth or sand, with a path, trees, shrubs, stones, water or hills behind."""
+    """Draw grass, earth or sand, with a path, trees, shrubs, stones, water or hills in the background."""
     kind = str(rng.choice(["meadow", "park", "wood", "shore"], p=[0.25, 0.33, 0.24, 0.18]))
     green, wood = plants.foliage(rng), plants.bark(rng)
     lawn = surface(rng, "grass", (72, 92, 44), (112, 126, 66), (140, 132, 88), scale=0.06, spread=0.12)

@@ -1,4 +1,4 @@
-"""Trees, shrubs, grass: trunks and branches of tubes, foliage of single leaves."""
+"""Trees, shrubs and grass: trunks and branches are tubes, foliage consists of single leaves."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _GREENS = (
 
 
 def foliage(rng: np.random.Generator) -> Surface:
-    """Mostly greens, now and then autumn's colours."""
+    """Draw a foliage surface: mostly green, sometimes in autumn colours."""
     dark, bright = _GREENS[int(rng.choice(len(_GREENS), p=[0.26, 0.26, 0.22, 0.16, 0.1]))]
     return surface(rng, "leaf", dark, bright, spread=0.1)
 
 
 def bark(rng: np.random.Generator) -> Surface:
-    """Brown or grey, mossy in places."""
+    """Draw a bark surface: brown or grey, mossy in places."""
     tone = ((92, 74, 58), (110, 100, 88), (70, 56, 46))[int(rng.integers(3))]
     return surface(rng, "bark", tone, (88, 96, 62), scale=0.4)
 
 
 def _ball(rng: np.random.Generator, count: int, radius: np.ndarray) -> np.ndarray:
-    """Points (count, 3) in an ellipsoid, denser towards its surface."""
+    """Draw points (count, 3) in an ellipsoid with radii (3,), denser towards its surface."""
     points = rng.normal(0, 1, (count, 3))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     return points * radius * rng.random((count, 1)) ** 0.35
@@ -43,7 +43,16 @@ def tree(
     wood: Surface,
     detail: float = 1.0,
 ) -> list[Solid]:
-    """A broad-leaved tree: crown of several balls of leaves on branches; `detail` scales the number of leaves."""
+    """A broad-leaved tree whose crown is several balls of leaves on branches.
+
+    Args:
+        rng: source of randomness.
+        foot: (x, y) of the trunk.
+        height: height in metres.
+        green: surface of the leaves.
+        wood: surface of trunk and branches.
+        detail: factor on the number of leaves.
+    """
     base = np.array([*foot, 0.0])
     thick, fork = 0.022 * height * rng.uniform(0.8, 1.4), height * rng.uniform(0.28, 0.42)
     top = base + np.array([*rng.normal(0, 0.03 * height, 2), fork])
@@ -71,7 +80,7 @@ def conifer(
     wood: Surface,
     detail: float = 1.0,
 ) -> list[Solid]:
-    """A spruce: whorls of drooping twigs in a cone."""
+    """A spruce: drooping twigs in a cone; see `tree` for the arguments."""
     count = int(320 * detail)
     up = rng.random(count) ** 0.8
     turn, out = rng.uniform(0, 2 * np.pi, count), 0.2 * height * (1.04 - up) * rng.random(count) ** 0.4
@@ -85,14 +94,14 @@ def conifer(
 def shrub(
     rng: np.random.Generator, foot: tuple[float, float], size: float, green: Surface, detail: float = 1.0
 ) -> list[Solid]:
-    """A bush about `size` high."""
+    """A bush about `size` high; see `tree` for the other arguments."""
     centre = np.array([*foot, 0.42 * size])
     points = centre + _ball(rng, int(220 * detail), np.array([0.6, 0.6, 0.5]) * size)
     return [leaves(rng, points, 0.07 * size / max(detail, 0.1) ** 0.5, green)]
 
 
 def turf(rng: np.random.Generator, green: Surface, height: float, radius: float, count: int) -> list[Solid]:
-    """Blades of grass within a radius of the origin, less dense outwards."""
+    """`count` blades of grass within a radius of the origin, less dense outwards."""
     turn, out = rng.uniform(0, 2 * np.pi, count), radius * rng.random(count) ** 0.7
     feet = np.stack([out * np.cos(turn), out * np.sin(turn), 0 * out], 1)
     return [blades(rng, feet, height, green)]

@@ -1,4 +1,4 @@
-"""Things a person sits on or leans against, and things that stand between them and the camera."""
+"""Things on which a person sits or against which they lean, and things between the person and the camera."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffbody_ref.ops import keypoints as kp
 
 
 def _rail(rng: np.random.Generator, height: float, length: float) -> list[Solid]:
-    """A railing along x: a bar on posts, with bars or a lower rail."""
+    """A railing along x: a handrail on posts, with a lower rail and possibly vertical bars."""
     s = f.metal(rng)
     parts = [tube((-length / 2, 0, height - 0.025), (length / 2, 0, height - 0.025), 0.025, s)]
     parts += [
@@ -30,13 +30,19 @@ def _rail(rng: np.random.Generator, height: float, length: float) -> list[Solid]
 
 
 def support(rng: np.random.Generator, person: Actor, outdoors: bool) -> tuple[list[Solid], str]:
-    """What a person's pose needs, fitted to them (who stands at the origin and faces -y), and words for a seat."""
+    """The things that a person's pose needs, fitted to the person, and the words for a seat.
+
+    Args:
+        rng: source of randomness.
+        person: the person, at the origin and facing -y.
+        outdoors: whether the place is outdoors.
+    """
     need, v = person.pose.support, person.vertices
     if need == "seat":
         hips = person.posed.keypoints[[kp.INDEX["left_hip"], kp.INDEX["right_hip"]]].mean(0)
         near = (np.abs(v[:, 0] - hips[0]) < 0.2) & (np.abs(v[:, 1] - hips[1] - 0.02) < 0.12)
         below = v[near & (v[:, 2] > 0.5 * hips[2]) & (v[:, 2] < hips[2])]
-        height = float(np.quantile(below[:, 2], 0.05)) + 0.01  # cloth and flesh give
+        height = float(np.quantile(below[:, 2], 0.05)) + 0.01  # cloth and flesh are compressed
         things, words = f.seat(rng, height, outdoors)
         return placed(things, (float(hips[0]), float(hips[1]) - 0.03, 0)), words
     if need == "wall":
@@ -67,8 +73,12 @@ def support(rng: np.random.Generator, person: Actor, outdoors: bool) -> tuple[li
     return [], ""
 
 
-def _thing(rng: np.random.Generator, kind: str) -> tuple[list[Solid], float, float]:
-    """Solids around the origin, half of their depth, and how far to the side they may stand and still be in the way."""
+def _occluder(rng: np.random.Generator, kind: str) -> tuple[list[Solid], float, float]:
+    """Draw a thing of a kind around the origin.
+
+    Returns:
+        Its solids, half of its depth, and how far to the side it may stand so that it still hides something, in metres.
+    """
     if kind == "table":
         return f.table(rng, (1.4, 0.7, 0.74)) + f.ornaments(rng, 1.2, 0.74), 0.35, 0.5
     if kind == "rail":
@@ -102,10 +112,17 @@ _KINDS = {
 
 
 def occluders(rng: np.random.Generator, person: Actor, camera: Camera, kind: str) -> list[Solid]:
-    """In a third of the pictures one thing before the person, hiding some of them but not most."""
+    """Draw a thing in front of the person that hides part of them, but not most; in two thirds of the pictures nothing.
+
+    Args:
+        rng: source of randomness.
+        person: the person.
+        camera: the camera.
+        kind: kind of the place, a key of `places.KINDS`.
+    """
     if rng.random() > 0.34 or person.pose.support == "rail":
         return []
-    things, depth, aside = _thing(rng, str(rng.choice(_KINDS[kind])))
+    things, depth, aside = _occluder(rng, str(rng.choice(_KINDS[kind])))
     ahead = np.array([np.cos(camera.heading), np.sin(camera.heading)])
     sideways = np.array([ahead[1], -ahead[0]])
     reach = float(-(person.vertices[:, :2] @ ahead).min()) + depth + 0.06
@@ -119,7 +136,7 @@ def occluders(rng: np.random.Generator, person: Actor, camera: Camera, kind: str
 
 
 def _hidden_share(person: Actor, camera: Camera, things: list[Solid]) -> float:
-    """Share of the person that things hide; 1 where they hide most of the face."""
+    """The share of the person that things hide; 1 if they hide most of the face."""
     points = np.concatenate([person.posed.keypoints[kp.BODY], person.vertices[::61]])
     rays = points - camera.position
     depth = np.linalg.norm(rays, axis=1)
@@ -129,18 +146,26 @@ def _hidden_share(person: Actor, camera: Camera, things: list[Solid]) -> float:
 
 
 def unobstructed(solids: list[Solid], person: Actor, camera: Camera, height: int, width: int) -> list[Solid]:
-    """The solids without those that hide the person, or that fill the view from right before the camera."""
+    """The solids without those that hide the person, or that fill the view from directly in front of the camera.
+
+    Args:
+        solids: the solids of a place.
+        person: the person.
+        camera: the camera.
+        height: height of the picture in pixels.
+        width: width of the picture in pixels.
+    """
     points = np.concatenate([person.posed.keypoints[kp.BODY], person.vertices[::61]]) - camera.position
     depth = np.linalg.norm(points, axis=1)
     view = camera.rays(height, width, 1)[:: height // 12, :: width // 6].reshape(-1, 3)
     rays = np.concatenate([points / depth[:, None], view])
     reach = np.concatenate([depth - 0.1, np.full(len(view), 0.45 * np.median(depth))])
     numbers = np.repeat(np.arange(len(solids)), [len(s.faces) for s in solids])
-    while solids:  # what stood behind another shows once that is gone
+    while solids:  # a solid behind another one may obstruct the view once the other is removed
         face, hit, _ = scene_of(solids).trace(camera.position, rays)
-        bad = np.unique(numbers[face[(face >= 0) & (hit < reach)]])
-        if not len(bad):
+        obstructing = np.unique(numbers[face[(face >= 0) & (hit < reach)]])
+        if not len(obstructing):
             break
-        solids = [s for i, s in enumerate(solids) if i not in set(bad.tolist())]
+        solids = [s for i, s in enumerate(solids) if i not in set(obstructing.tolist())]
         numbers = np.repeat(np.arange(len(solids)), [len(s.faces) for s in solids])
     return solids

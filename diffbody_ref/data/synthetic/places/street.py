@@ -1,4 +1,4 @@
-"""Streets: rows of houses, pavement and road, parked cars, trees, lamps, signs. Built with y along the street."""
+"""Streets: rows of houses, pavement, road, parked cars, trees, lamps, signs. They are built with y along the street."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ _CARS = (
 
 
 def _house(rng: np.random.Generator) -> Surface:
+    """A random facade."""
     wall = _PLASTERS[int(rng.integers(len(_PLASTERS)))]
     trim = (228, 224, 214) if rng.random() < 0.7 else (96, 92, 88)
     third = ((44, 52, 60), (92, 40, 36), (36, 60, 50), (120, 96, 70), (52, 48, 46))[int(rng.integers(5))]
@@ -43,7 +44,7 @@ def _house(rng: np.random.Generator) -> Surface:
 
 
 def car(rng: np.random.Generator) -> list[Solid]:
-    """A parked car, 4.2 m along y."""
+    """A parked car, 4.2 m long, along y."""
     body = surface(rng, "plain", _CARS[int(rng.integers(len(_CARS)))], gloss=0.06, spread=0.15)
     glass = surface(rng, "plain", (26, 30, 34), gloss=0.14)
     black, rim = surface(rng, "plain", (24, 24, 25)), surface(rng, "plain", (150, 152, 156), gloss=0.1)
@@ -70,6 +71,7 @@ def car(rng: np.random.Generator) -> list[Solid]:
 
 
 def _disc(hub: np.ndarray, side: float, radius: float, s: Surface) -> list[Solid]:
+    """The disc of a wheel."""
     turn = np.linspace(0, 2 * np.pi, 13)[:-1]
     rim = hub + np.stack([radius * np.cos(turn), 0 * turn + 0.06 * side, radius * np.sin(turn)], 1)
     vertices = np.concatenate([hub[None] + np.array([0, 0.08 * side, 0]), rim])
@@ -135,7 +137,7 @@ def road_sign(rng: np.random.Generator, s: Surface) -> list[Solid]:
 
 
 def _row(rng: np.random.Generator, x: float, facing: float, last: float) -> list[Solid]:
-    """Houses side by side along x from y = -20 to `last`; they face +x or -x."""
+    """Houses side by side at x, from y = -20 to `last`; they face +x if `facing` is 1, -x if it is -1."""
     parts: list[Solid] = []
     roof = surface(rng, "plain", (104, 70, 58) if rng.random() < 0.5 else (80, 82, 86))
     y = -20.0
@@ -163,7 +165,14 @@ def _row(rng: np.random.Generator, x: float, facing: float, last: float) -> list
 
 
 def _kerbside(rng: np.random.Generator, kerb: float, side: float, last: float) -> list[Solid]:
-    """What stands at the kerb: cars on the road's side, trees, lamps, signs and bollards on the pavement's."""
+    """Things at the kerb: cars on the road, and trees, lamps, signs, bicycles, bins and bollards on the pavement.
+
+    Args:
+        rng: source of randomness.
+        kerb: x of the kerb.
+        side: direction of the road along x, 1 or -1.
+        last: y of the end.
+    """
     parts: list[Solid] = []
     post, green, wood = metal(rng), plants.foliage(rng), plants.bark(rng)
     cars = rng.random() < 0.75
@@ -195,11 +204,11 @@ def _kerbside(rng: np.random.Generator, kerb: float, side: float, last: float) -
 
 
 def random_street(rng: np.random.Generator, camera: Camera) -> Place:
-    """The person stands on a pavement, houses on their side and across the road; the street runs in any direction."""
+    """Draw a street: the person stands on a pavement between houses and road; the street runs in any direction."""
     turn = rng.normal(0, 0.35) if rng.random() < 0.5 else rng.uniform(-np.pi, np.pi)
-    axis = camera.heading + turn  # of the street, as an angle on the ground
+    axis = camera.heading + turn  # direction of the street as an angle on the ground
     mirror = float(rng.choice([-1.0, 1.0]))
-    eye = float(camera.position[:2] @ np.array([np.sin(axis), -np.cos(axis)]))  # sideways, in the street's x
+    eye = float(camera.position[:2] @ np.array([np.sin(axis), -np.cos(axis)]))  # x of the camera in the street's axes
     kerb, near = rng.uniform(1.0, 2.6), rng.uniform(1.6, 4.0)
     near = max(near, 1.0 - mirror * eye)  # houses stay behind the camera
     far = max(kerb + rng.uniform(7, 13), 1.0 + mirror * eye)

@@ -1,4 +1,4 @@
-"""Studios: a seamless backdrop, lit by softboxes."""
+"""Studios: a seamless backdrop lit by softboxes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TONES = (
 
 
 def random_studio(rng: np.random.Generator, camera: Camera) -> Place:
-    """Paper that hangs behind the person and runs out towards the camera in one curve."""
+    """Draw a studio: paper that hangs behind the person and continues on the floor towards the camera in one curve."""
     paper = surface(rng, "plaster", _TONES[int(rng.integers(len(_TONES)))], scale=1.0)
     y, radius, width = rng.uniform(1.2, 2.6), 0.5, 8.0
     bend = np.linspace(0, np.pi / 2, 9)

@@ -1,4 +1,4 @@
-"""Daylight: sky, sun and what the ground throws back."""
+"""Daylight: sky, sun, and the light reflected by the ground."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from diffbody_ref.data.synthetic.textures import linear
 
 
 def random_weather(rng: np.random.Generator, camera: Camera, ground: np.ndarray, hills: int) -> tuple[Sky, Light]:
-    """Sun, thin cloud, overcast or evening.
+    """Draw weather: sun, thin clouds, overcast or evening.
 
     Args:
-        ground: linear RGB (3,) of the floor.
-        hills: number of ranges on the horizon.
+        rng: source of randomness.
+        camera: the camera.
+        ground: (3,), linear RGB of the ground.
+        hills: number of ranges of hills on the horizon.
     """
     kind = str(rng.choice(["sun", "haze", "overcast", "evening"], p=[0.36, 0.24, 0.26, 0.14]))
     blue, pale = linear(np.array((86, 134, 198))), linear(np.array((196, 214, 232)))
