@@ -124,6 +124,8 @@ LOSS_CURVE = TritonTensor("loss_curve", "BYTES")  # JSON
 NOTICES = TritonTensor("notices", "BYTES")  # JSON
 STEPS_DONE = TritonTensor("steps", "INT64")
 
+READY = "READY"  # control input of the sampler; 0 marks a place of its batch that holds no request
+
 # Models that run one graph call their tensors as the graph does, so that a TensorRT plan takes them as they are.
 LATENTS = Z_R.named("latents")
 SAMPLED = Z_0.named("sampled")
