@@ -82,8 +82,8 @@ class PictureJob:
 class PictureModel(Model):
     """A model that makes one picture, or its latents, of others; requests of equal `group_key` run together.
 
-    Its inputs, besides the settings, and its one output are those of `contract.MODELS`. Where its stage is a model of its
-    own, a TensorRT plan, that model gets the first input of the requests for which it suffices (see `plan_suffices`).
+    Its inputs, besides the settings, and its one output are those of `contract.MODELS`. Where its stage is a model of
+    its own, a TensorRT plan, that model gets the first input of the requests for which it suffices (`plan_suffices`).
     """
 
     def initialize(self, args: Mapping[str, str]) -> None:
