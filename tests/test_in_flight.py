@@ -10,10 +10,30 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.ops.options import RestoreOptions
+from diffbody_ref.ops.processing import Sizes
 from diffbody_ref.ops.samplers import StepInfo, make_schedule
+from runtime.bundle import Bundle
+from runtime.restore import Restorer
 from runtime.steps import Sampling
+from runtime.triton.contract import (
+    ATTENTION,
+    BOXES,
+    EMBEDDINGS,
+    LATENTS,
+    LOSS_CURVE,
+    NOTICES,
+    POSE,
+    SAMPLED,
+    SETTINGS,
+    STEPS_DONE,
+    TEXT,
+    VISIBILITY,
+    WINDOWS,
+)
 from runtime.triton.errors import BusyError
+from runtime.triton.flights import flight_of, outputs_of
 from runtime.triton.in_flight import (
     Candidate,
     Failed,
@@ -26,6 +46,7 @@ from runtime.triton.in_flight import (
     Waiting,
     advance_all,
 )
+from runtime.triton.settings import Settings
 
 
 @dataclass
@@ -266,6 +287,44 @@ def test_both_ways_give_the_same_latents() -> None:
             getattr(in_flight, way)([key for key in flights if key in in_flight])
         found.append([each.sampling.latents for each in flights.values()])
     np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_a_requests_tensors_become_a_flight_and_its_end_becomes_tensors() -> None:
+    def infer(stage: str, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        raise AssertionError(f"{stage} ran")
+
+    restorer = Restorer(Bundle.open(NANO_FOLDER).manifest, infer, lambda prompt: np.zeros(0, np.int64))
+    geometry, rng = restorer.geometry, np.random.default_rng(0)
+    parts, side = len(geometry.part_names), 64
+    shapes = {
+        LATENTS: (geometry.latent_channels, side // geometry.factor, side // geometry.factor),
+        POSE: (3, side, side),
+        ATTENTION: (parts + 1, side, side),
+        EMBEDDINGS: (1, parts, 16),
+        VISIBILITY: (1, parts),
+        WINDOWS: (1, 4),
+        TEXT: (1, 77, 8),
+        BOXES: (1, 5),
+    }
+    tensors = {tensor.name: rng.random((1, *shape), np.float32) for tensor, shape in shapes.items()}
+    options = restorer.settings.options(num_inference_steps=1, body_guidance_scale=0.0)
+    settings = Settings(options, Sizes(side, side, side, side, side, side), "", "", 5, "png", deadline=123.0)
+    tensors[SETTINGS.name] = settings.to_tensor()
+    made = flight_of(restorer, tensors, "an ID")
+    for array in tensors.values():
+        array.fill(0)  # Triton takes its memory back
+    assert (made.request_id, made.deadline, made.notices, made.done) == ("an ID", 123.0, [], False)
+    assert made.sampling.condition.any()
+    toy = Toy()
+    in_flight = InFlight(toy, 1, clock=toy.clock)
+    made.deadline = 0.0
+    in_flight.join("a", made)
+    in_flight.step(["a"])
+    outputs = outputs_of(made)
+    assert set(outputs) == {SAMPLED.name, LOSS_CURVE.name, NOTICES.name, STEPS_DONE.name}
+    assert outputs[SAMPLED.name].shape == (1, *shapes[LATENTS])
+    assert outputs[STEPS_DONE.name].tolist() == [[1]]
+    assert outputs[NOTICES.name].tolist() == outputs[LOSS_CURVE.name].tolist() == [[b"[]"]]
 
 
 @dataclass

@@ -92,22 +92,23 @@ OUTPUT = TritonTensor("OUTPUT", "BYTES")
 REPORT = TritonTensor("REPORT", "BYTES")
 ANSWER = (OUTPUT, REPORT)
 
-# What the stream model has beside them: the steps between previews; steps done and in all, and a preview (JPEG).
+# The stream model also takes the number of steps between previews, and returns after each step how many steps are done
+# and how many there are in all; with every preview, the picture so far (JPEG).
 PREVIEW_EVERY = TritonTensor("PREVIEW_EVERY", "INT64", optional=True)
 STEP = TritonTensor("STEP", "INT64")
 STEPS = TritonTensor("STEPS", "INT64")
 PREVIEW = TritonTensor("PREVIEW", "BYTES")
 
-# Of the model that cancels: the ID of the request to stop, and whether the note of it was left.
+# The model that cancels takes the ID of the request to stop, and returns that it left a note of it.
 REQUEST_ID = TritonTensor("REQUEST_ID", "BYTES")
 OK = TritonTensor("OK", "BOOL")
 
-# What every model of the ensemble has: `runtime.triton.settings.Settings` as JSON; when its work began and ended, in
-# seconds of the Unix clock.
+# Every model of the ensemble takes the request's `runtime.triton.settings.Settings` as JSON, and returns when its work
+# began and ended, in seconds of the Unix clock.
 SETTINGS = TritonTensor("SETTINGS", "BYTES", wire="settings")
 SPAN = TritonTensor("SPAN", "FP64", (2,))
 
-# What goes from model to model, in the notation of `diffbody_ref.pipeline`; P people, K parts.
+# These go from model to model. Notation is that of `diffbody_ref.pipeline`, with P people and K parts.
 PICTURE = TritonTensor("picture", "FP32", (3, -1, -1))  # y at its padded working size, in [0, 1]
 ALPHA = TritonTensor("alpha", "FP32", (-1, -1))  # the picture's opacity; 0×0 where it has none
 REGRESSION = TritonTensor("regression", "FP32", (3, -1, -1))  # r
@@ -124,6 +125,8 @@ DECODED = TritonTensor("decoded", "FP32", (3, -1, -1))
 LOSS_CURVE = TritonTensor("loss_curve", "BYTES")  # JSON
 NOTICES = TritonTensor("notices", "BYTES")  # JSON
 STEPS_DONE = TritonTensor("steps", "INT64")
+
+READY = "READY"  # control input of the sampler; 0 marks a place of its batch that holds no request
 
 # Models that run one graph call their tensors as the graph does, so that a TensorRT plan takes them as they are.
 LATENTS = Z_R.named("latents")

@@ -83,8 +83,8 @@ class PictureJob:
 class PictureModel(Model):
     """A model that makes one picture, or its latents, of others; requests of equal `group_key` run together.
 
-    Its inputs but the settings, and its one output, are those of `contract.MODELS`. If its stage is served as a
-    TensorRT plan, the plan's model makes what `plan_suffices` for, from the first input.
+    Its inputs, besides the settings, and its one output are those of `contract.MODELS`. Where its stage is a model of
+    its own, a TensorRT plan, that model gets the first input of the requests for which it suffices (`plan_suffices`).
     """
 
     def initialize(self, args: Mapping[str, str]) -> None:

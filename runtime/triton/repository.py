@@ -12,7 +12,7 @@ from runtime.engines import EngineConfig
 from runtime.engines.pool import EnginePool
 from runtime.triton import pbtxt
 from runtime.triton.config import RepositoryConfig
-from runtime.triton.contract import ENSEMBLE, MODEL, MODELS, ModelParameters, ModelTensors
+from runtime.triton.contract import ENSEMBLE, MODEL, MODELS, READY, ModelParameters, ModelTensors
 from runtime.triton.plans import STAGES, choose_plans, write_plan_models
 
 SOURCES = Path(__file__).parents[2] / "triton_models"
@@ -76,6 +76,7 @@ def _values(config: RepositoryConfig, bundle: Bundle) -> dict[str, str]:
         # A newcomer beyond the limit must reach the sampler, which refuses it, and not wait outside for a slot.
         "slots": str(2 * config.max_in_flight),
         "steps": pbtxt.ensemble_steps(ENSEMBLE),
+        "ready": READY,
     }
 
 

@@ -13,11 +13,16 @@ import triton_python_backend_utils as pb_utils
 
 from diffbody_ref.ops.samplers import StepInfo
 from runtime.steps import Sampling, advance
-from runtime.triton.contract import IN_FLIGHT_METRIC, STEPS_METRIC
+from runtime.triton.contract import IN_FLIGHT_METRIC, READY, STEPS_METRIC
 from runtime.triton.flights import flight_of, outputs_of
 from runtime.triton.in_flight import Failed, Finished, Going, InFlight, Result, Waiting
 from runtime.triton.models import Metric, Model, read_tensors, respond, respond_error
 from runtime.triton.request_notes import RequestNotes, StepNote
+
+
+def is_ready(request: Any) -> bool:
+    """False for the placeholders without a request by which Triton keeps every sequence at its place in the batch."""
+    return bool(pb_utils.get_input_tensor_by_name(request, READY).as_numpy().all())
 
 
 class TritonPythonModel(Model):
@@ -33,23 +38,27 @@ class TritonPythonModel(Model):
         self.steps = Metric(self.name, STEPS_METRIC, "Steps done, of all requests", pb_utils.MetricFamily.COUNTER)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        by_key = {request.correlation_id(): request for request in requests}
-        responses: dict[Any, Any] = {}
-        for key, request in by_key.items():
+        responses: dict[int, Any] = {}
+        places: dict[Any, int] = {}  # of the flights that are present
+        for place, request in enumerate(requests):
+            key = request.correlation_id()
             try:
+                if not is_ready(request):
+                    raise ValueError("a placeholder, whose response nobody reads")
                 if key not in self.in_flight:
                     self.in_flight.check_capacity()
                     self.in_flight.join(key, flight_of(self.restorer, read_tensors(request), request.request_id()))
+                places[key] = place
             except Exception as error:
-                responses[key] = respond_error(error)
-        present = {key: request for key, request in by_key.items() if key not in responses}
+                responses[place] = respond_error(error)
+        present = {key: requests[place] for key, place in places.items()}
         cancelled, watched = self.notes.cancelled_and_watched(request.request_id() for request in present.values())
         stopped = {key for key, each in present.items() if each.is_cancelled() or each.request_id() in cancelled}
         step = self.in_flight.step if self.parameters.join_at_steps else self.in_flight.run_to_end
         for key, result in step(present, stopped).items():
-            responses[key] = self._respond_to(present[key], result, watched)
+            responses[places[key]] = self._respond_to(present[key], result, watched)
         self.gauge.set(len(self.in_flight))
-        return [responses[key] for key in by_key]
+        return [responses[place] for place in range(len(requests))]
 
     def finalize(self) -> None:
         """Called by the server when it stops."""
