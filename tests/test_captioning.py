@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import diffbody
+from diffbody import cli
 from diffbody_ref.data.captioning import endpoint as endpoint_module
 from diffbody_ref.data.captioning.endpoint import EndpointConfig, EndpointError, data_url
 from diffbody_ref.data.captioning.folder import caption_folder
@@ -380,7 +380,7 @@ def test_command(
 
     def run(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
-            diffbody.main(["caption", str(folder), *arguments])
+            cli.main(["caption", str(folder), *arguments])
         return stop.value.code, *capsys.readouterr()  # type: ignore[return-value]
 
     code, out, _ = run("--dry-run")

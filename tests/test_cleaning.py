@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import diffbody
+from diffbody import cli
 from diffbody_ref.data.cleaning.phases import (
     CleanConfig,
     Dropped,
@@ -434,7 +434,7 @@ def test_networks_and_graphs_keep_the_same_person(tmp_path: Path, capsys: pytest
     boxes = []
     for name, how in (("graphs", []), ("networks", ["--model", "nano", "--device", "cpu"])):
         with pytest.raises(SystemExit) as stop:
-            diffbody.main(["clean", str(source), str(tmp_path / name), *how])
+            cli.main(["clean", str(source), str(tmp_path / name), *how])
         assert stop.value.code == 0
         boxes.append(json.loads((tmp_path / name / "metadata.jsonl").read_text())["box"])
     # Graphs and networks differ in the order of sums; a box is written to a tenth of a pixel.
@@ -452,7 +452,7 @@ def test_command_line_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--apply", source], "not a folder made by `diffbody clean`"),
     ):
         with pytest.raises(SystemExit) as stop:
-            diffbody.main(["clean", *map(str, arguments)])
+            cli.main(["clean", *map(str, arguments)])
         error = capsys.readouterr().err.splitlines()[-1]
         assert stop.value.code == 2
         assert message in error

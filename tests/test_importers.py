@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import diffbody
+from diffbody import cli
 from diffbody_ref.models.control import ControlBranch
 from diffbody_ref.models.parts import NANO, PartNet
 from diffbody_ref.weights.importers import PARTS_UNUSED, control_state, load_state, read_checkpoint
@@ -127,5 +127,5 @@ def test_wrong_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_the_command_asks_for_something(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
-        diffbody.main(["import", str(tmp_path)])
+        cli.main(["import", str(tmp_path)])
     assert "nothing to import" in capsys.readouterr().err

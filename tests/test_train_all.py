@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import diffbody
+from diffbody import cli
 from diffbody_ref.train_all import (
     ORDER,
     RenderConfig,
@@ -52,7 +52,7 @@ def test_everything_once_and_only_once(tmp_path: Path, capsys: pytest.CaptureFix
 
     def run(*more: str) -> list[str]:
         with pytest.raises(SystemExit) as stop:
-            diffbody.main([*command, *more])
+            cli.main([*command, *more])
         assert stop.value.code == 0
         return capsys.readouterr().out.splitlines()
 
@@ -70,7 +70,7 @@ def test_everything_once_and_only_once(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_stages_error_reaches_the_user_as_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = write_plan(tmp_path, crop=4096)
     with pytest.raises(SystemExit) as stop:
-        diffbody.main(["train-all", "--config", str(plan)])
+        cli.main(["train-all", "--config", str(plan)])
     assert stop.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("diffbody: error: crop is 4096")
 
@@ -79,11 +79,11 @@ def test_rendering_ends_with_its_share_and_goes_on_after_a_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The renderer itself is tested elsewhere; here it writes labels, at a person a second of a clock of its own."""
-    from diffbody_ref.training import everything
+    from diffbody_ref import train_all
 
     calls: list[int] = []
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(everything, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(train_all, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
     def slowly(out: Path, identities: int, progress: object = None, **others: object) -> None:
         calls.append(identities)
@@ -95,7 +95,7 @@ def test_rendering_ends_with_its_share_and_goes_on_after_a_call(
             progress(n + 1, identities)  # type: ignore[operator]
         (out / "metadata.jsonl").write_text("{}\n" * identities)
 
-    monkeypatch.setattr(everything, "synthesize", slowly)
+    monkeypatch.setattr(train_all, "synthesize", slowly)
     config = RenderConfig(str(tmp_path / "set"), identities=1000)
     assert not render(config, share=10.0, deadline=clock.now + 3.5, show=lambda *_: None)
     assert rendered_in_a_row(config) == 4  # the deadline is looked at after each person
