@@ -131,7 +131,7 @@ def _convolution_backward(
 ) -> tuple[Tensor | None, None, None]:
     """By the input only: the weights are constants here.
 
-    Of stride 1, it is a convolution by the turned kernel, which engines run several times faster than the transposed
+    Of stride 1, it is a convolution by the flipped kernel, which engines run several times faster than the transposed
     convolution that it is in general.
     """
     if transposed or output_mask[1] or output_mask[2]:
@@ -139,9 +139,9 @@ def _convolution_backward(
     if not output_mask[0]:
         return None, None, None
     if groups == 1 and all(step == 1 for step in stride):
-        turned = weight.transpose(0, 1).flip(2, 3)
+        flipped = weight.transpose(0, 1).flip(2, 3)
         margin = [dilation[i] * (weight.shape[2 + i] - 1) - padding[i] for i in range(2)]
-        by_x = aten.convolution.default(grad, turned, None, stride, margin, dilation, False, [0, 0], 1)
+        by_x = aten.convolution.default(grad, flipped, None, stride, margin, dilation, False, [0, 0], 1)
         return by_x, None, None
     extra = [
         0 if stride[i] == 1 else int(x.shape[2 + i] - _reach(grad.shape[2 + i], i, weight, stride, padding, dilation))

@@ -71,7 +71,7 @@ def _weights_as_they_are() -> Any:
 
 def _dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:
     """The dynamic sizes of each input as `torch.export` wants them, one `Dim` a name."""
-    dims = {name: torch.export.Dim(name, min=given.least, max=given.most) for name, given in signature.sizes.items()}
+    dims = {name: torch.export.Dim(name, min=span.least, max=span.most) for name, span in signature.sizes.items()}
     return tuple(
         {axis: _dim(side, dims) for axis, side in enumerate(spec.shape) if isinstance(side, str)}
         for spec in signature.inputs
@@ -88,9 +88,9 @@ def _tracing_sizes(signature: Signature) -> dict[str, int]:
     sides = [side for spec in signature.inputs for side in spec.shape]
     taken = {side for side in sides if isinstance(side, int)}
     sizes: dict[str, int] = {}
-    for name, given in signature.sizes.items():
+    for name, span in signature.sizes.items():
         factors = {factor for factor, other in (split_side(s) for s in sides if isinstance(s, str)) if other == name}
-        size = max(2, given.least)
+        size = max(2, span.least)
         while taken & {factor * size for factor in factors}:
             size += 1
         sizes[name] = size

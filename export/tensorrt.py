@@ -105,7 +105,7 @@ def build_plan(graph: Path, entry: StageEntry, target: PlanTarget, out: Path) ->
 def profile_shapes(entry: StageEntry, spec: TensorSpec) -> tuple[tuple[int, ...], ...]:
     """The least, the usual and the largest shape of an input."""
     return tuple(
-        spec.with_sizes({name: getattr(given, which) for name, given in entry.sizes.items()})
+        spec.with_sizes({name: getattr(span, which) for name, span in entry.sizes.items()})
         for which in ("least", "usual", "most")
     )
 
@@ -119,16 +119,16 @@ def check_network(trt: Any, network: Any, entry: StageEntry) -> None:
     found_inputs = [network.get_input(i) for i in range(network.num_inputs)]
     found_outputs = [network.get_output(i) for i in range(network.num_outputs)]
     for found, specs in ((found_inputs, entry.inputs), (found_outputs, entry.outputs)):
-        said, wanted = [_said(trt, tensor) for tensor in found], [_wanted(spec) for spec in specs]
-        if said != wanted:
-            raise ValueError(f"TensorRT reads {said} from the graph, the stage has {wanted}")
+        parsed, wanted = [_of_tensor(trt, tensor) for tensor in found], [_of_spec(spec) for spec in specs]
+        if parsed != wanted:
+            raise ValueError(f"TensorRT reads {parsed} from the graph, the stage has {wanted}")
 
 
-def _said(trt: Any, tensor: Any) -> tuple[str, str, tuple[int, ...]]:
+def _of_tensor(trt: Any, tensor: Any) -> tuple[str, str, tuple[int, ...]]:
     return tensor.name, np.dtype(trt.nptype(tensor.dtype)).name, tuple(tensor.shape)
 
 
-def _wanted(spec: TensorSpec) -> tuple[str, str, tuple[int, ...]]:
+def _of_spec(spec: TensorSpec) -> tuple[str, str, tuple[int, ...]]:
     return spec.name, spec.dtype, tuple(-1 if isinstance(side, str) else side for side in spec.shape)
 
 

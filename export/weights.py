@@ -51,10 +51,10 @@ def share_weights(model: onnx.ModelProto, store: WeightStore) -> None:
         values = onnx.numpy_helper.to_array(tensor)
         if values.size < SHARED_FROM or values.dtype not in (np.float32, np.float16):
             continue
-        for stored, turned in _forms(values):
+        for stored, transposed in _forms(values):
             place = store.find(stored)
             if place is not None:
-                adapters += _refer(tensor, stored, place, turned)
+                adapters += _refer(tensor, stored, place, transposed)
                 break
     nodes = [*adapters, *model.graph.node]
     del model.graph.node[:]
@@ -71,11 +71,11 @@ def _forms(values: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:
             yield np.ascontiguousarray(stored.T), True
 
 
-def _refer(tensor: onnx.TensorProto, stored: np.ndarray, place: Stored, turned: bool) -> list[onnx.NodeProto]:
+def _refer(tensor: onnx.TensorProto, stored: np.ndarray, place: Stored, transposed: bool) -> list[onnx.NodeProto]:
     """Make `tensor` a reference; the nodes that give its name to the constant that the graph wants."""
     wanted, name, nodes = tensor.data_type, tensor.name, []
     source = name
-    if turned:
+    if transposed:
         source = f"{source}.transposed"
         nodes.append(onnx.helper.make_node("Transpose", [source], [name], perm=[1, 0]))
     kind = onnx.helper.np_dtype_to_tensor_dtype(stored.dtype)

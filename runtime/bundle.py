@@ -153,7 +153,7 @@ def _manifest(values: dict[str, Any]) -> Manifest:
         name: StageEntry(
             specs(stage["inputs"]),
             specs(stage["outputs"]),
-            {size: SizeRange(**given) for size, given in stage["sizes"].items()},
+            {size: SizeRange(**values) for size, values in stage["sizes"].items()},
             dict(stage["graphs"]),
         )
         for name, stage in values["stages"].items()

@@ -160,7 +160,7 @@ def restore_settings(
     """Attributes of `RestoreOptions` that were asked for."""
     if residual and no_residual:
         raise ValueError("--residual and --no-residual: give one of them")
-    return given(
+    return without_none(
         num_inference_steps=steps,
         sampler=sampler,
         strength=strength,
@@ -193,7 +193,7 @@ def engine_config(
     return EngineConfig(engine, body_guidance_engine, device, low_memory=low_memory, precision=precision)
 
 
-def given(**values: Any) -> dict[str, Any]:
+def without_none(**values: Any) -> dict[str, Any]:
     """The values that are not None: the others stay the model's or the class's own."""
     return {name: value for name, value in values.items() if value is not None}
 

@@ -17,11 +17,11 @@ from diffbody.cli.options import (
     check_options,
     engine_config,
     file_option,
-    given,
     quality_option,
     restore_settings,
     server_option,
     takes,
+    without_none,
 )
 from diffbody_ref.loading import load_pipeline, model_folder
 from diffbody_ref.ops.builtin import NANO_FOLDER
@@ -165,7 +165,7 @@ def restore(
     from diffbody import files
     from diffbody.side_pictures import INTERMEDIATES
 
-    settings |= given(body_guidance_every=body_guidance_every, upscale=upscale, tile_size=tile_size)
+    settings |= without_none(body_guidance_every=body_guidance_every, upscale=upscale, tile_size=tile_size)
     check_options(settings, seed)
     if sum((model is not None, bundle is not None, bool(remote.urls))) > 1:
         raise ValueError("--model, --bundle and --url: give one of them")

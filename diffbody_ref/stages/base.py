@@ -83,7 +83,7 @@ class BoundStage:
     def example(self, sizes: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, np.ndarray]:
         """Random inputs by name; sizes that are left out are the usual ones."""
         rng = np.random.default_rng(seed)
-        chosen = {name: (sizes or {}).get(name, given.usual) for name, given in self.signature.sizes.items()}
+        chosen = {name: (sizes or {}).get(name, span.usual) for name, span in self.signature.sizes.items()}
         shapes = {spec.name: spec.with_sizes(chosen) for spec in self.signature.inputs}
         return {
             spec.name: self.signature.draw[spec.name](rng, shapes[spec.name]).astype(spec.dtype, copy=False)
