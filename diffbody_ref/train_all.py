@@ -19,6 +19,7 @@ from typing import Any
 
 from diffbody_ref.data.synthetic.dataset import synthesize
 from diffbody_ref.ops.files import write_whole
+from diffbody_ref.ops.options import RestoreOptions
 from diffbody_ref.ops.progress import Progress
 from diffbody_ref.training.config import TrainConfig, load_config, read_toml
 from diffbody_ref.training.loop import FINISHED, is_finished, train
@@ -96,7 +97,7 @@ class MeasureConfig:
 
     out: str
     count: int = 40
-    steps: int = 50
+    steps: int = RestoreOptions.num_inference_steps
     batch_size: int = 1
 
 

@@ -27,6 +27,7 @@ from diffbody_ref.loading import load_pipeline, model_folder
 from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.ops.options import RestoreOptions
 from runtime.engines.config import EngineConfig
+from runtime.triton.config import ClientConfig
 
 if TYPE_CHECKING:
     from diffbody.files import RestoreFile
@@ -67,8 +68,8 @@ def servers(
     ] = None,
     concurrency: Annotated[
         int, server_option("Number of pictures that the servers get at a time.", metavar="<int>", min=1)
-    ] = 4,
-    timeout: Annotated[float, server_option("Seconds to wait for one picture from a server.")] = 600.0,
+    ] = ClientConfig.concurrency,
+    timeout: Annotated[float, server_option("Seconds to wait for one picture from a server.")] = ClientConfig.timeout,
 ) -> Servers:
     """The servers that were named."""
     return Servers(tuple(url or ()), api_key, concurrency, timeout)
@@ -262,7 +263,7 @@ def load_client(remote: Servers, call: dict[str, Any], on_step: OnStep, compare:
     """
     from diffbody.files import Job, Output
     from diffbody.side_pictures import before_after
-    from runtime.triton.client import Client, ClientConfig, UnavailableError
+    from runtime.triton.client import Client, UnavailableError
 
     client = Client(ClientConfig(remote.urls, remote.timeout, concurrency=remote.concurrency, api_key=remote.api_key))
     if not client.is_ready():

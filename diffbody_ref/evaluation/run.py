@@ -72,12 +72,12 @@ class EvaluateConfig:
     seed: int = 0
     count: int | None = None
     degradation: str = "nano"
-    num_inference_steps: int = 50
+    num_inference_steps: int = RestoreOptions.num_inference_steps
     guidance_scale: float | None = None
     body_guidance_scale: float | None = None
     strength: float | None = None
-    sampler: str = "ddpm"
-    colour_fix: str = "wavelet"
+    sampler: str = RestoreOptions.sampler
+    colour_fix: str = RestoreOptions.colour_fix
     use_residual: bool | None = None
     use_captions: bool = True
     batch_size: int = 1

@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from diffbody_ref.ops.images import Picture, decode_image
+from runtime.triton.config import ClientConfig
 from runtime.triton.contract import (
     ANSWER,
     API_KEY_HEADER,
@@ -107,38 +108,6 @@ class Answer:
     def picture(self) -> Picture:
         """The restored picture, decoded."""
         return decode_image(self.image, "the server's answer")
-
-
-@dataclass(frozen=True)
-class ClientConfig:
-    """Which servers a client uses, and how long it waits for them.
-
-    Attributes:
-        urls: "host:port" and "grpc://host:port" are gRPC (port 8001), "http://host:port" is HTTP (port 8000). Of
-            several, each restoration takes the next one, and leaves out those that do not answer.
-        timeout: seconds for one restoration with all its tries.
-        tries: number of tries of one restoration, while servers are busy or cannot be reached.
-        concurrency: number of restorations that `restore_many` runs at a time.
-        api_key: the key that the server was started with.
-        shared_memory: hand pictures over in shared memory, to a server on this machine.
-
-    Raises:
-        ValueError: there is no URL, or a number is not above 0.
-    """
-
-    urls: tuple[str, ...] = ("localhost:8001",)
-    timeout: float = 600.0
-    tries: int = 6
-    concurrency: int = 4
-    api_key: str | None = None
-    shared_memory: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.urls:
-            raise ValueError("give the URL of a server, such as localhost:8001 or http://localhost:8000")
-        for name in ("timeout", "tries", "concurrency"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 @dataclass

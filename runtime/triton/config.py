@@ -1,4 +1,4 @@
-"""The settings of a server: which models it has and how it listens. Free of numpy, so that the command starts fast."""
+"""The settings of a server and of its clients. Free of numpy, so that the command starts fast."""
 
 from __future__ import annotations
 
@@ -77,3 +77,35 @@ class ServerConfig:
     api_key: str | None = None
     trace: Path | None = None
     verbose: int = 0
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """Which servers a client uses, and how long it waits for them.
+
+    Attributes:
+        urls: "host:port" and "grpc://host:port" are gRPC (port 8001), "http://host:port" is HTTP (port 8000). Of
+            several, each restoration takes the next one, and leaves out those that do not answer.
+        timeout: seconds for one restoration with all its tries.
+        tries: number of tries of one restoration, while servers are busy or cannot be reached.
+        concurrency: number of restorations that `restore_many` runs at a time.
+        api_key: the key that the server was started with.
+        shared_memory: hand pictures over in shared memory, to a server on this machine.
+
+    Raises:
+        ValueError: there is no URL, or a number is not above 0.
+    """
+
+    urls: tuple[str, ...] = ("localhost:8001",)
+    timeout: float = 600.0
+    tries: int = 6
+    concurrency: int = 4
+    api_key: str | None = None
+    shared_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.urls:
+            raise ValueError("give the URL of a server, such as localhost:8001 or http://localhost:8000")
+        for name in ("timeout", "tries", "concurrency"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
