@@ -92,7 +92,7 @@ def test_rendering_ends_with_its_share_and_goes_on_after_a_call(
         for n in missing:
             clock.now += 1.0
             (out / "labels" / f"{n:06d}.json").write_text("{}")
-            progress(n + 1, identities)  # type: ignore[operator]
+            progress(n + 1, identities, f"person {n}")  # type: ignore[operator]
         (out / "metadata.jsonl").write_text("{}\n" * identities)
 
     monkeypatch.setattr(train_all, "synthesize", slowly)

@@ -265,7 +265,7 @@ def test_gradient_checkpointing_changes_memory_only(people: Path, tmp_path: Path
 
 
 def test_networks_that_cannot_checkpoint_say_so(people: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="pose_detector cannot"):
+    with pytest.raises(ValueError, match="pose_detector does not support"):
         train(config_for("pose", people, tmp_path, crop=0, gradient_checkpointing=True))
 
 

@@ -355,8 +355,8 @@ def dress(model: BodyModel, who: Identity) -> Dressed:
     for layer in _layers(model, who):
         corners = layer.sheet.faces
         deepest = np.maximum.reduce([layer.fields[corners[:, i]] for i in range(3)])
-        there = (deepest > 0).all(1) & (~_buried(who, layer)[corners]).any(1)
-        used, local = np.unique(corners[there], return_inverse=True)
+        exists = (deepest > 0).all(1) & (~_buried(who, layer)[corners]).any(1)
+        used, local = np.unique(corners[exists], return_inverse=True)
         parts = _ONEHOT[HEAD] if layer.kind in (HAIR, TEETH) else layer.sheet.parts[used]
         parts = _ONEHOT[TORSO] if layer.kind == STRAP else parts
         offset = np.broadcast_to(layer.offset, len(layer.fields))[used]

@@ -69,8 +69,8 @@ def expose_lens(
     share = spread[..., 0] / np.maximum(spread[..., 1], 1e-3)
     stack = [far] + [_blurred(far, largest * radius) for radius in _RADII]
     stack = [rgba[..., :3] / np.maximum(rgba[..., 3:], 1e-3) for rgba in stack]
-    place = np.interp(share, (0.0, *_RADII), range(len(_RADII) + 1))
-    weights = [np.clip(1 - np.abs(place - i), 0, 1)[..., None].astype(np.float32) for i in range(len(stack))]
+    position = np.interp(share, (0.0, *_RADII), range(len(_RADII) + 1))
+    weights = [np.clip(1 - np.abs(position - i), 0, 1)[..., None].astype(np.float32) for i in range(len(stack))]
     soft = sum(w * rgb for w, rgb in zip(weights, stack, strict=True))
     out = soft * far[..., 3:] + layer(~behind & ~in_front)[..., :3]
     if in_front.any():

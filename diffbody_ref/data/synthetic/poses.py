@@ -66,7 +66,7 @@ class _Sketch:
         """
         return self.bones.at(self.out, bone, self.bones.skin(template) + np.array(off) * self.size)
 
-    def turned(self, bone: str, vector: tuple[float, float, float]) -> np.ndarray:
+    def direction(self, bone: str, vector: tuple[float, float, float]) -> np.ndarray:
         """A direction in the upright body, turned with a bone to the current pose."""
         return self.bones.turn(self.out, bone) @ np.array(vector, float)
 
@@ -227,7 +227,7 @@ def _arm_down(s: _Sketch, side: str, sign: float) -> str:
 
 def _arm_swing(s: _Sketch, side: str, sign: float) -> str:
     """The arm swings opposite to the leg of its side."""
-    thigh = s.turned(f"upperleg01.{side}", (0, 0, -1))
+    thigh = s.direction(f"upperleg01.{side}", (0, 0, -1))
     forward = float(np.clip(thigh[1] * 0.9, -0.45, 0.45)) + s.uniform(-0.05, 0.05)
     shoulder = s.bones.at(s.out, f"upperarm01.{side}")
     reach = 0.5 * s.size
@@ -239,7 +239,7 @@ def _arm_swing(s: _Sketch, side: str, sign: float) -> str:
 
 def _arm_running(s: _Sketch, side: str, sign: float) -> str:
     """The bent arm of a runner, opposite to the leg of its side."""
-    thigh = s.turned(f"upperleg01.{side}", (0, 0, -1))
+    thigh = s.direction(f"upperleg01.{side}", (0, 0, -1))
     back = float(np.clip(-thigh[1], -0.6, 0.6))
     shoulder = s.bones.at(s.out, f"upperarm01.{side}")
     target = shoulder + np.array([0.0, -0.22 + 0.3 * back, -0.26 + 0.1 * max(-back, 0)]) * s.size
@@ -252,7 +252,7 @@ def _hand_on_hip(s: _Sketch, side: str, sign: float) -> str:
     target = s.place("root", (0.155 * sign, 0.01, 0.115), (0.06 * sign, 0.05, 0.02))
     s.bones.reach_arm(s.out, side, target, (1.0 * sign, 0.6, 0))
     s.bones.aim_hand(
-        s.out, side, s.turned("root", (-0.25 * sign, -0.85, -0.5)), s.turned("root", (-1.0 * sign, 0.1, -0.3))
+        s.out, side, s.direction("root", (-0.25 * sign, -0.85, -0.5)), s.direction("root", (-1.0 * sign, 0.1, -0.3))
     )
     return "a hand on the hip"
 
@@ -261,7 +261,7 @@ def _hand_in_pocket(s: _Sketch, side: str, sign: float) -> str:
     target = s.place("root", (0.165 * sign, -0.04, 0.045), (0.035 * sign, -0.01, 0.02))
     s.bones.reach_arm(s.out, side, target, (0.7 * sign, 1, 0))
     leg = f"upperleg01.{side}"
-    s.bones.aim_hand(s.out, side, s.turned(leg, (-0.3 * sign, -0.12, -1)), s.turned(leg, (-1.0 * sign, 0.3, 0)))
+    s.bones.aim_hand(s.out, side, s.direction(leg, (-0.3 * sign, -0.12, -1)), s.direction(leg, (-1.0 * sign, 0.3, 0)))
     return "a hand in the pocket"
 
 
@@ -282,7 +282,7 @@ def _hand_at_face(s: _Sketch, side: str, sign: float) -> str:
         target = s.place("head", (0.07 * sign, -0.08, 0.67), (0.07 * sign, -0.03, -0.09))
         fingers, palm, words = (-0.15 * sign, 0.2, 1.0), (-1.0 * sign, 0.3, 0.1), "a hand at the ear"
     s.bones.reach_arm(s.out, side, target, (0.6 * sign, -0.1, -1))
-    s.bones.aim_hand(s.out, side, s.turned("head", fingers), s.turned("head", palm))
+    s.bones.aim_hand(s.out, side, s.direction("head", fingers), s.direction("head", palm))
     return words
 
 
@@ -290,7 +290,9 @@ def _hand_on_head(s: _Sketch, side: str, sign: float) -> str:
     s.out[f"shoulder01.{side}"] = rotation((0, -0.3 * sign, 0))
     target = s.place("head", (0.07 * sign, -0.04, 0.80), (0.13 * sign, -0.05, 0.03))
     s.bones.reach_arm(s.out, side, target, (1.0 * sign, 0.2, 0.2))
-    s.bones.aim_hand(s.out, side, s.turned("head", (-1.0 * sign, 0.4, 0.3)), s.turned("head", (-0.5 * sign, 0.3, -1)))
+    s.bones.aim_hand(
+        s.out, side, s.direction("head", (-1.0 * sign, 0.4, 0.3)), s.direction("head", (-0.5 * sign, 0.3, -1))
+    )
     return "a hand at the head"
 
 
@@ -317,7 +319,7 @@ def _on_thigh(s: _Sketch, side: str, sign: float) -> str:
     leg = f"upperleg01.{side}"
     target = s.place(leg, (0.13 * sign, -0.1, -0.22), (0.0, -0.035, s.uniform(-0.05, 0.1)))
     s.bones.reach_arm(s.out, side, target, (1.0 * sign, 0.6, 0.1))
-    s.bones.aim_hand(s.out, side, s.turned(leg, (-0.25 * sign, -0.1, -1)), s.turned(leg, (0, 1, 0)))
+    s.bones.aim_hand(s.out, side, s.direction(leg, (-0.25 * sign, -0.1, -1)), s.direction(leg, (0, 1, 0)))
     return ""
 
 
@@ -332,7 +334,7 @@ def _crossed(s: _Sketch) -> str:
         s.bones.reach_arm(s.out, side, target, (0.9 * sign, 0.25, -0.8))
         fingers = (-1.0, 0.35, 0.35) if side == first else (-1.0, 0.45, -0.1)
         s.bones.aim_hand(
-            s.out, side, s.turned("spine02", (fingers[0] * sign, *fingers[1:])), s.turned("spine02", (0, 1, 0))
+            s.out, side, s.direction("spine02", (fingers[0] * sign, *fingers[1:])), s.direction("spine02", (0, 1, 0))
         )
     return "arms crossed"
 

@@ -163,8 +163,8 @@ def random_room(rng: np.random.Generator, camera: Camera) -> Place:
             quad((-wide / 2 + rng.normal(0, 0.4), rng.uniform(-1.0, 0.0), 0.003), (wide, 0, 0), (0, deep, 0), rug)
         )
     if y > 2.6 and rng.random() < 0.6:
-        place = (float(rng.choice([-1, 1]) * rng.uniform(0.8, 1.6)), y - rng.uniform(1.2, 1.5), 0)
-        parts += placed(f.table_with_chairs(rng), place, rng.uniform(-0.4, 0.4))
+        spot = (float(rng.choice([-1, 1]) * rng.uniform(0.8, 1.6)), y - rng.uniform(1.2, 1.5), 0)
+        parts += placed(f.table_with_chairs(rng), spot, rng.uniform(-0.4, 0.4))
     tone = np.asarray(wall.colours[0])
     sky = Sky(tone * 0.9, tone * 0.7, 0.0, np.zeros((0, 3)), 0)
     words = str(rng.choice(["in a room", "in a living room", "indoors"]))
