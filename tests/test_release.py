@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from diffbody_ref.components import COMPONENT_CLASSES, build_component
 from diffbody_ref.ops.options import PRESETS
 from diffbody_ref.pipeline import DiffBodyPipeline
-from diffbody_ref.release import UNTRAINED, release
 from diffbody_ref.training.curves import plot_losses, read_losses
+from diffbody_ref.training.release import UNTRAINED, release
 
 
 @pytest.fixture(scope="module")

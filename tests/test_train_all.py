@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from diffbody import cli
-from diffbody_ref.train_all import (
+from diffbody_ref.training.config import TrainConfig
+from diffbody_ref.training.everything import (
     ORDER,
     RenderConfig,
     load_plan,
     render,
     rendered_in_a_row,
 )
-from diffbody_ref.training.config import TrainConfig
 from tests.people import write_people
 from tests.test_training_runs import toml
 
@@ -79,11 +79,11 @@ def test_rendering_ends_with_its_share_and_goes_on_after_a_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The renderer itself is tested elsewhere; here it writes labels, at a person a second of a clock of its own."""
-    from diffbody_ref import train_all
+    from diffbody_ref.training import everything
 
     calls: list[int] = []
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(train_all, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(everything, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
     def slowly(out: Path, identities: int, progress: object = None, **others: object) -> None:
         calls.append(identities)
@@ -95,7 +95,7 @@ def test_rendering_ends_with_its_share_and_goes_on_after_a_call(
             progress(n + 1, identities, f"person {n}")  # type: ignore[operator]
         (out / "metadata.jsonl").write_text("{}\n" * identities)
 
-    monkeypatch.setattr(train_all, "synthesize", slowly)
+    monkeypatch.setattr(everything, "synthesize", slowly)
     config = RenderConfig(str(tmp_path / "set"), identities=1000)
     assert not render(config, share=10.0, deadline=clock.now + 3.5, show=lambda *_: None)
     assert rendered_in_a_row(config) == 4  # the deadline is looked at after each person

@@ -24,7 +24,6 @@ from safetensors.torch import load_file
 
 from diffbody_ref.components import build_component, load_component
 from diffbody_ref.ops.builtin import NANO_FOLDER
-from diffbody_ref.release import release
 from diffbody_ref.structure import batch_structure_maps, structure_maps
 from diffbody_ref.training import loop
 from diffbody_ref.training.batches import OrderedBatches, item_loader
@@ -32,6 +31,7 @@ from diffbody_ref.training.checkpoints import trained_state
 from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.encoded import SHARD, EncodedRows, encode_missing
 from diffbody_ref.training.loop import is_finished, learning_rate_at, train
+from diffbody_ref.training.release import release
 from diffbody_ref.training.stages import TrainingStage, build_stage
 from tests.people import write_people
 from tests.test_training import config_for, weights

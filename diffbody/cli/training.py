@@ -98,7 +98,7 @@ def train_all(
 
     - `diffbody train-all --config diffbody_ref/training/configs/nano_h100/all.toml --call-minutes 9` (three times)
     """
-    from diffbody_ref.train_all import load_plan, train_everything
+    from diffbody_ref.training.everything import load_plan, train_everything
 
     plan, stages = load_plan(config, minutes)
     with progress_bar("starting") as show:
@@ -175,6 +175,6 @@ def release(
 
     - `diffbody release runs/nano/pipeline models/mine --runs runs/nano`
     """
-    from diffbody_ref.release import release as release_model
+    from diffbody_ref.training.release import release as release_model
 
     print(f"released {release_model(components, out, preset, runs)}")

@@ -259,7 +259,7 @@ def rendered_in_a_row(config: RenderConfig) -> int:
 
 def release_if_older(plan: PlanConfig, stages: list[TrainConfig]) -> Path:
     """Release the model unless it is newer than all trained stages, and return its folder."""
-    from diffbody_ref.release import release
+    from diffbody_ref.training.release import release
 
     out, index = Path(plan.model), Path(plan.model) / "model_index.json"
     trained = max((Path(stage.output) / FINISHED).stat().st_mtime for stage in stages)
