@@ -245,6 +245,8 @@ class DiffBodyPipeline(DiffusionPipeline):
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """ε_θ with classifier-free guidance, ε_∅ + w·(ε_c − ε_∅) (Ho & Salimans 2022), tiled on large latents."""
         scale = options.guidance_scale
+        # Another memory layout is another kernel, with other rounding: what goes in is contiguous whatever came out.
+        condition = condition.contiguous()
 
         def one_tile(z: Tensor, t: Tensor, c: Tensor) -> Tensor:
             if scale == 1.0:
@@ -254,7 +256,7 @@ class DiffBodyPipeline(DiffusionPipeline):
             return without + scale * (with_text - without)
 
         def denoiser(z_t: Tensor, t: Tensor) -> Tensor:
-            z = z_t.to(condition)
+            z = z_t.to(condition).contiguous()
             network = lambda cells: one_tile(z[cells], t, condition[cells])  # noqa: E731
             return in_tiles(network, z.shape[2:], options.tile_size, self.multiple, cell=self.factor)
 
