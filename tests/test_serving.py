@@ -394,13 +394,16 @@ def test_beyond_the_limit_the_answer_is_retry(server: Server) -> None:
 
 def test_a_dead_server_is_skipped(server: Server) -> None:
     with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
+        closed.bind(("127.0.0.1", 0))  # nobody else gets the port, and nobody listens
         dead = f"127.0.0.1:{closed.getsockname()[1]}"
-    with Client(ClientConfig((dead, server.grpc_url))) as client:
-        for _ in range(3):
-            assert client.restore(PERSON, num_inference_steps=1).image
-    with Client(ClientConfig((dead,), tries=2)) as client, pytest.raises(UnavailableError, match="cannot be reached"):
-        client.restore(PERSON)
+        with Client(ClientConfig((dead, server.grpc_url))) as client:
+            for _ in range(3):
+                assert client.restore(PERSON, num_inference_steps=1).image
+        with (
+            Client(ClientConfig((dead,), tries=2)) as client,
+            pytest.raises(UnavailableError, match="cannot be reached"),
+        ):
+            client.restore(PERSON)
 
 
 def test_nothing_listens_beyond_this_machine(server: Server) -> None:
