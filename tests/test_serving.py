@@ -62,7 +62,7 @@ def server(repository: Path) -> Iterator[Server]:
 
 @pytest.fixture(params=["grpc", "http"])
 def client(server: Server, request: pytest.FixtureRequest) -> Iterator[Client]:
-    with Client(ClientConfig((url(server, request.param),))) as client:
+    with Client(ClientConfig((url(server, request.param),), timeout=HANG)) as client:
         yield client
 
 
@@ -206,7 +206,8 @@ def test_sixteen_clients_with_mixed_requests_get_what_they_get_alone(server: Ser
     def one(number: int) -> bytes:
         picture, call = mixed(number)
         # More than the eight in flight: some are told to retry, and do, until their turn comes.
-        with Client(ClientConfig((url(server, ("grpc", "http")[number % 2]),), tries=1000)) as client:
+        config = ClientConfig((url(server, ("grpc", "http")[number % 2]),), timeout=HANG, tries=1000)
+        with Client(config) as client:
             return client.restore(picture, **call).image
 
     with ThreadPoolExecutor(16) as pool:
