@@ -62,7 +62,7 @@ def server(repository: Path) -> Iterator[Server]:
 
 @pytest.fixture(params=["grpc", "http"])
 def client(server: Server, request: pytest.FixtureRequest) -> Iterator[Client]:
-    with Client(ClientConfig((url(server, request.param),))) as client:
+    with Client(ClientConfig((url(server, request.param),), timeout=HANG)) as client:
         yield client
 
 
@@ -206,7 +206,8 @@ def test_sixteen_clients_with_mixed_requests_get_what_they_get_alone(server: Ser
     def one(number: int) -> bytes:
         picture, call = mixed(number)
         # More than the eight in flight: some are told to retry, and do, until their turn comes.
-        with Client(ClientConfig((url(server, ("grpc", "http")[number % 2]),), tries=1000)) as client:
+        config = ClientConfig((url(server, ("grpc", "http")[number % 2]),), timeout=HANG, tries=1000)
+        with Client(config) as client:
             return client.restore(picture, **call).image
 
     with ThreadPoolExecutor(16) as pool:
@@ -394,13 +395,16 @@ def test_beyond_the_limit_the_answer_is_retry(server: Server) -> None:
 
 def test_a_dead_server_is_skipped(server: Server) -> None:
     with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
+        closed.bind(("127.0.0.1", 0))  # nobody else gets the port, and nobody listens
         dead = f"127.0.0.1:{closed.getsockname()[1]}"
-    with Client(ClientConfig((dead, server.grpc_url))) as client:
-        for _ in range(3):
-            assert client.restore(PERSON, num_inference_steps=1).image
-    with Client(ClientConfig((dead,), tries=2)) as client, pytest.raises(UnavailableError, match="cannot be reached"):
-        client.restore(PERSON)
+        with Client(ClientConfig((dead, server.grpc_url))) as client:
+            for _ in range(3):
+                assert client.restore(PERSON, num_inference_steps=1).image
+        with (
+            Client(ClientConfig((dead,), tries=2)) as client,
+            pytest.raises(UnavailableError, match="cannot be reached"),
+        ):
+            client.restore(PERSON)
 
 
 def test_nothing_listens_beyond_this_machine(server: Server) -> None:
