@@ -51,7 +51,10 @@ def load(model: str | Path = "nano", config: EngineConfig | None = None) -> Rest
     from diffbody_ref.ops.builtin import NANO_FOLDER
     from runtime.restore import Restorer
 
-    return Restorer.open(NANO_FOLDER if model == "nano" else model, config)
+    folder = NANO_FOLDER if model == "nano" else Path(model)
+    if not folder.is_dir():
+        raise ValueError(f"unknown model {str(model)!r}: neither 'nano' nor the folder of a bundle")
+    return Restorer.open(folder, config)
 
 
 def restore(

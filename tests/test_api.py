@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffbody.loading import NANO_FOLDER, open_restorer
 from PIL import Image
 
 import diffbody
+from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.ops.images import read_image
+from diffbody_ref.ops.options import PRESETS
 
 SLOW = ("numpy", "PIL", "onnxruntime", "torch", "diffusers", "transformers", "typer", "rich")
 QUICK: dict[str, Any] = {"num_inference_steps": 2, "seed": 3}
 
 
 @pytest.fixture(scope="module")
-def model() -> diffbody.Model:
+def model() -> diffbody.Restorer:
     return diffbody.load()
 
 
@@ -44,9 +45,9 @@ def test_all_names_are_there() -> None:
 
 
 def test_a_path_an_array_and_a_pil_picture_give_the_same(
-    photo: Path, pixels: np.ndarray, model: diffbody.Model
+    photo: Path, pixels: np.ndarray, model: diffbody.Restorer
 ) -> None:
-    wanted = open_restorer(NANO_FOLDER, diffbody.EngineConfig()).restore(pixels, **QUICK).pixels
+    wanted = model.restore(pixels, **QUICK).pixels
     for image in (photo, str(photo), pixels, Image.open(photo)):
         result = model.restore(image, **QUICK)
         np.testing.assert_array_equal(result.pixels, wanted)
@@ -55,17 +56,17 @@ def test_a_path_an_array_and_a_pil_picture_give_the_same(
         assert result.image.mode == "RGB"
         np.testing.assert_array_equal(np.asarray(result.image), np.rint(wanted * 255).astype(np.uint8))
         assert result.intermediates.regression.shape == wanted.shape
-        assert isinstance(result.notices, tuple)
+        assert result.notices
 
 
-def test_one_call_does_it_all(photo: Path, model: diffbody.Model) -> None:
+def test_one_call_does_it_all(photo: Path, model: diffbody.Restorer) -> None:
     wanted = model.restore(photo, **QUICK).pixels
     np.testing.assert_array_equal(diffbody.restore(photo, **QUICK).pixels, wanted)
     single = diffbody.restore(photo, model=NANO_FOLDER, config=diffbody.EngineConfig(low_memory=True), **QUICK)
     np.testing.assert_array_equal(single.pixels, wanted)
 
 
-def test_transparency_stays(tmp_path: Path, pixels: np.ndarray, model: diffbody.Model) -> None:
+def test_transparency_stays(tmp_path: Path, pixels: np.ndarray, model: diffbody.Restorer) -> None:
     alpha = np.zeros(pixels.shape[:2], np.float32)
     alpha[:24] = 1.0
     image = Image.fromarray(np.rint(np.dstack([pixels, alpha]) * 255).astype(np.uint8))
@@ -85,18 +86,17 @@ def test_transparency_stays(tmp_path: Path, pixels: np.ndarray, model: diffbody.
     result.save(tmp_path / "cut.png", overwrite=True)
 
 
-def test_a_model_says_what_its_defaults_are(model: diffbody.Model) -> None:
-    assert model.defaults["base_height"] == 256
-    assert model.defaults["strength"] == 0.25
+def test_a_model_says_what_its_defaults_are(model: diffbody.Restorer) -> None:
+    assert model.settings == PRESETS["nano"]
 
 
-def test_each_step_is_told(photo: Path, model: diffbody.Model) -> None:
+def test_each_step_is_told(photo: Path, model: diffbody.Restorer) -> None:
     steps = []
     model.restore(photo, num_inference_steps=4, strength=1.0, callback=lambda done: steps.append(done.step))
     assert steps == [0, 1, 2, 3]
 
 
-def test_errors_are_one_line(photo: Path, tmp_path: Path, model: diffbody.Model) -> None:
+def test_errors_are_one_line(photo: Path, tmp_path: Path, model: diffbody.Restorer) -> None:
     text = tmp_path / "text.png"
     text.write_text("not a picture")
     for call, named in (

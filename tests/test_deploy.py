@@ -14,7 +14,7 @@ import pytest
 import typer
 import yaml
 
-from diffbody import app
+from diffbody.cli import app
 from runtime.triton.config import ServerConfig
 from runtime.triton.contract import IN_FLIGHT_METRIC, MODEL, SAMPLER_MODEL, STEPS_METRIC
 from runtime.triton.repository import SOURCES
