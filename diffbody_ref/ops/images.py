@@ -212,13 +212,16 @@ def to_image(pixels: np.ndarray, alpha: np.ndarray | None = None) -> Image.Image
     return Image.fromarray(np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8))
 
 
-def encode_image(pixels: np.ndarray, alpha: np.ndarray | None = None, format: str = "png") -> bytes:
+def encode_image(
+    pixels: np.ndarray, alpha: np.ndarray | None = None, format: str = "png", quality: int | None = None
+) -> bytes:
     """Encode a picture with 8 bits a channel.
 
     Args:
         pixels: float (H, W, 3); clipped to [0, 1].
         alpha: float (H, W) or None. JPEG holds no alpha: there the picture is laid over white.
-        format: "png", "jpg" (quality 95, 4:4:4) or "webp" (quality 95).
+        format: "png", "jpg" (4:4:4) or "webp".
+        quality: of jpg and webp, 1 to 100; None is 95.
 
     Raises:
         ImageError: an unknown format, a wrong shape, values that are not finite, or a size the format cannot hold.
@@ -236,7 +239,7 @@ def encode_image(pixels: np.ndarray, alpha: np.ndarray | None = None, format: st
     image = to_image(pixels, alpha)
     buffer = io.BytesIO()
     try:
-        image.save(buffer, format=name, **_SAVE_OPTIONS[name])
+        image.save(buffer, format=name, **_SAVE_OPTIONS[name] | ({} if quality is None else {"quality": quality}))
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot encode {image.width}x{image.height} as {name}: {error}") from error
     return buffer.getvalue()
