@@ -17,8 +17,9 @@ import yaml
 from diffbody.cli import app
 from runtime.triton.config import ServerConfig
 from runtime.triton.contract import IN_FLIGHT_METRIC, MODEL, SAMPLER_MODEL, STEPS_METRIC
+from runtime.triton.launcher import DRAIN_SECONDS
 from runtime.triton.repository import SOURCES
-from runtime.triton.server import DRAIN_SECONDS, READY_SECONDS, STOP_SECONDS
+from runtime.triton.tritonserver import READY_SECONDS, STOP_SECONDS
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -26,7 +26,6 @@ from runtime.triton.contract import (
     NOTICES,
     POSE,
     SAMPLED,
-    SETTINGS,
     STEPS_DONE,
     TEXT,
     VISIBILITY,
@@ -46,7 +45,7 @@ from runtime.triton.in_flight import (
     Waiting,
     advance_all,
 )
-from runtime.triton.settings import Settings
+from runtime.triton.settings import Settings, Ticket
 
 
 @dataclass
@@ -308,12 +307,11 @@ def test_a_requests_tensors_become_a_flight_and_its_end_becomes_tensors() -> Non
     }
     tensors = {tensor.name: rng.random((1, *shape), np.float32) for tensor, shape in shapes.items()}
     options = restorer.settings.options(num_inference_steps=1, body_guidance_scale=0.0)
-    settings = Settings(options, Sizes(side, side, side, side, side, side), "", "", 5, "png", deadline=123.0)
-    tensors[SETTINGS.name] = settings.to_tensor()
-    made = flight_of(restorer, tensors, "an ID")
+    settings = Settings(options, Sizes(side, side, side, side, side, side), "", "", 5, "png", Ticket("", 7, 123.0))
+    made = flight_of(restorer, tensors, settings)
     for array in tensors.values():
         array.fill(0)  # Triton takes its memory back
-    assert (made.request_id, made.deadline, made.notices, made.done) == ("an ID", 123.0, [], False)
+    assert (made.size, made.deadline, made.notices, made.done) == ((side, side), 123.0, [], False)
     assert made.sampling.condition.any()
     toy = Toy()
     in_flight = InFlight(toy, 1, clock=toy.clock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,7 +61,8 @@ def servers(
     url: Annotated[
         list[str] | None,
         server_option(
-            "Server that restores, in place of this program: `localhost:8001` (gRPC) or `http://localhost:8000`. "
+            "Server that restores, in place of this program: `localhost:8001` (gRPC) or `http://localhost:8000`; with "
+            "TLS `grpcs://HOST` or `https://HOST`. "
             "Several servers, each with a --url of its own, share the pictures.",
             metavar="URL",
             show_default=False,
@@ -193,7 +195,11 @@ def restore(
     folder = (bundle or NANO_FOLDER) if model is None else model_folder(model)
     one_at_a_time = not remote.urls
 
-    with one_interrupt(), standard_streams(inputs, out, outputs.format, side_pictures, says.as_json) as streams:
+    with (
+        ExitStack() as at_end,
+        one_interrupt(),
+        standard_streams(inputs, out, outputs.format, side_pictures, says.as_json) as streams,
+    ):
         plan = files.plan(streams.inputs, streams.out, format=outputs.format or "png", recursive=recursive)
         check_outputs(plan, outputs, side_pictures)
         report = Report(says, plan.single, not streams.to_stdout, streams.hidden)
@@ -203,7 +209,7 @@ def restore(
 
             def load() -> RestoreFile:
                 if remote.urls:
-                    return load_client(remote, call, show.step, compare)
+                    return load_client(remote, call, show.step, compare, at_end)
                 if model is None:
                     return with_side_pictures(load_bundle(folder, engines, call, show.step), side_pictures)
                 return with_side_pictures(load_reference(folder, engines.device, call, show.step), side_pictures)
@@ -224,6 +230,7 @@ def restore(
                 ),
                 on_start=lambda job: show.start(job.source.name),
                 on_result=tell,
+                on_interrupt=at_end.close,
             )
         if not summary.interrupted:
             report.end(summary, plan.left_out)
@@ -347,21 +354,25 @@ def load_bundle(folder: Path, engines: EngineConfig, call: dict[str, Any], on_st
     return restore_picture
 
 
-def load_client(remote: Servers, call: dict[str, Any], on_step: OnStep, compare: bool) -> RestoreFile:
+def load_client(
+    remote: Servers, call: dict[str, Any], on_step: OnStep, compare: bool, at_end: ExitStack
+) -> RestoreFile:
     """Restoring on servers.
 
     Args:
         call: keyword arguments of `runtime.triton.client.Client.restore`.
         compare: make the side picture of before and after.
+        at_end: when it is closed, what is under way is cancelled, and the servers are left.
     """
     from diffbody.files import Job, Output
     from diffbody.side_pictures import before_after
     from runtime.triton.client import Client, UnavailableError
 
     client = Client(ClientConfig(remote.urls, remote.timeout, concurrency=remote.concurrency, api_key=remote.api_key))
+    at_end.callback(client.close)
     if not client.is_ready():
         raise UnavailableError(f"{', '.join(remote.urls)}: no server answers; start one with `diffbody serve`")
-    grpc = not any(url.startswith("http://") for url in remote.urls)
+    grpc = not any(url.startswith("http") for url in remote.urls)
 
     def restore_file(picture: Picture, job: Job) -> Output:
         # The file as it is: the server reads it as we do.

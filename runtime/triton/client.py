@@ -56,8 +56,10 @@ Image = bytes | Path | np.ndarray
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between tries; each pause is twice the last
 DEAD_SECONDS = 10.0  # how long a server that did not answer is left out, while there are others
 GRACE_SECONDS = 5.0  # beyond a deadline, in which the server may report it itself
+CLOSE_SECONDS = 5.0
 LEAVE_SECONDS = 1.0  # to ask for a cancellation, and again for the answer to what was cancelled
 WAYS = ("send", "receive")
+RESTRICTED = "restricted"  # Triton's word for a service that asks for a key
 # gRPC's words for a connection that failed or broke; the server's own "unavailable" tells what it is busy with.
 BROKEN = ("connect", "socket closed", "connection reset", "recvmsg", "goaway", "end of tcp", "stream removed")
 
@@ -268,7 +270,8 @@ class AsyncClient:
                 from tritonclient.grpc.aio import InferenceServerClient
             else:
                 from tritonclient.http.aio import InferenceServerClient
-            server.client = InferenceServerClient(server.address.host_and_port, **_connection(server.address))
+            more = _connection(server.address, self.config.timeout + GRACE_SECONDS)
+            server.client = InferenceServerClient(server.address.host_and_port, **more)
         return server.client
 
     def _headers(self, server: _Server) -> dict[str, str]:
@@ -381,7 +384,13 @@ class AsyncClient:
         region = shared_memory.create_shared_memory_region(name, f"/{name}", len(data), create_only=True)
         try:
             shared_memory.set_shared_memory_region(region, [np.frombuffer(data, np.uint8)])
-            await client.register_system_shared_memory(name, f"/{name}", len(data), headers=headers)
+            try:
+                await client.register_system_shared_memory(name, f"/{name}", len(data), headers=headers)
+            except Exception as error:
+                if RESTRICTED in str(error):
+                    off = "shared memory is off there, or the API key is wrong; see `diffbody serve --shared-memory`"
+                    raise AccessError(f"{server.url}: {off}") from error
+                raise
             try:
                 yield name, len(data)
             finally:
@@ -415,10 +424,7 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._run(self._client.__aexit__(None, None, None))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self.close()
 
     def restore(self, image: Image, **asked: Any) -> Answer:
         """See `AsyncClient.restore`. `on_progress` is called in another thread."""
@@ -437,24 +443,24 @@ class Client:
         """Whether at least one of the servers can answer."""
         return self._run(self._client.is_ready())
 
-    def cancel_all(self, timeout: float) -> None:
-        """Cancel all restorations under way, here and on the servers; what waits for them ends with `CancelledError`.
-
-        Args:
-            timeout: seconds to wait for it.
-        """
-        futures = list(self._futures)
-        for future in futures:
+    def close(self) -> None:
+        """Cancel what is under way, here and on the servers, and leave them. Who waits gets a `CancelledError`."""
+        if not self._thread.is_alive():
+            return
+        for future in list(self._futures):
             future.cancel()
-        deadline = time.monotonic() + timeout
-        while (
-            asyncio.run_coroutine_threadsafe(self._count_tasks(), self._loop).result() and time.monotonic() < deadline
-        ):
-            time.sleep(0.05)
+        end = asyncio.run_coroutine_threadsafe(self._leave(), self._loop)
+        with contextlib.suppress(TimeoutError):
+            end.result(CLOSE_SECONDS)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
-    async def _count_tasks(self) -> int:
-        """Number of restorations under way, those that are being cancelled included."""
-        return len(asyncio.all_tasks()) - 1
+    async def _leave(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        if tasks:
+            await asyncio.wait(tasks, timeout=2 * LEAVE_SECONDS)
+        await self._client.__aexit__(None, None, None)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -508,12 +514,16 @@ def _array(tensor: TritonTensor, value: Any) -> np.ndarray:
     raise InvalidRequestError(f"{tensor.argument} cannot be {value!r}; its type is {tensor.dtype}")
 
 
-def _connection(address: Address) -> dict[str, Any]:
-    """Arguments of tritonclient's clients, besides "host:port"."""
+def _connection(address: Address, timeout: float) -> dict[str, Any]:
+    """Arguments of tritonclient's clients, besides "host:port".
+
+    Args:
+        timeout: seconds of the longest call.
+    """
     authorities = os.environ.get("SSL_CERT_FILE")  # as curl and Python's own clients read it
     if address.protocol == "http":
-        # By itself, this client looks for no proxy.
-        return {"ssl": True, "ssl_context": ssl.create_default_context(cafile=authorities)} if address.tls else {}
+        tls = {"ssl": True, "ssl_context": ssl.create_default_context(cafile=authorities)} if address.tls else {}
+        return {"conn_timeout": timeout, **tls}  # by itself, this client looks for no proxy
     found: dict[str, Any] = {"ssl": True, "root_certificates": authorities} if address.tls else {}
     if address.is_of_this_machine:
         # These replace tritonclient's own, which open the size of messages.
@@ -542,7 +552,7 @@ def _as_client_error(server: _Server, error: Exception) -> ClientError:
         return DeadlineError(line)
     if status in ("400", "StatusCode.INVALID_ARGUMENT", "StatusCode.OUT_OF_RANGE", "413"):
         return InvalidRequestError(line)
-    if status in ("401", "403", "StatusCode.UNAUTHENTICATED", "StatusCode.PERMISSION_DENIED") or "restricted" in text:
+    if status in ("401", "403", "StatusCode.UNAUTHENTICATED", "StatusCode.PERMISSION_DENIED") or RESTRICTED in text:
         return AccessError(f"{server.url}: the server asks for another API key")
     if status in ("499", "504", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED"):
         return DeadlineError(line)

@@ -92,8 +92,9 @@ class ClientConfig:
     """Which servers a client uses, and how long it waits for them.
 
     Attributes:
-        urls: "host:port" and "grpc://host:port" are gRPC (port 8001), "http://host:port" is HTTP (port 8000). Of
-            several, each restoration takes the next one, and leaves out those that do not answer.
+        urls: "host:port" and "grpc://host:port" are gRPC (port 8001), "http://host:port" is HTTP (port 8000), and
+            "grpcs://host" and "https://host" are the same with TLS (port 443). Of several, each restoration takes the
+            next one, and leaves out those that do not answer.
         timeout: seconds for one restoration with all its tries.
         tries: number of tries of one restoration, while servers are busy or cannot be reached.
         concurrency: number of restorations that `restore_many` runs at a time.

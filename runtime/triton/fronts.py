@@ -86,7 +86,7 @@ class Front:
         self.parameters = read_parameters(args)
         self.settings = Bundle.open(self.parameters.bundle, verify=False).manifest.settings
         self.notes = RequestNotes.of_this_server()
-        self.admission = Admission(self.parameters.max_in_flight, self.parameters.max_queue)
+        self.admission = Admission(self.parameters.max_in_flight, self.parameters.max_queue, self._count)
         name, family = args["model_name"], pb_utils.MetricFamily
         self._at_work = Metric(name, AT_WORK_METRIC, "Requests that are worked on", family.GAUGE)
         self._waiting = Metric(name, WAITING_METRIC, "Requests that wait", family.GAUGE)
@@ -168,7 +168,7 @@ class Front:
             TimeoutError: the client has left, or the time is over; the pipeline may still be at work for a moment.
         """
         work = asyncio.ensure_future(self._work(visit))
-        work.add_done_callback(self._settle)
+        work.add_done_callback(_take_error)
         while not (await asyncio.wait([work], timeout=self.poll_seconds))[0]:
             if (reason := self._reason_to_stop(visit)) is None:
                 await self.report(visit)
@@ -187,20 +187,13 @@ class Front:
         asked = self.notes.was_asked_to_cancel(visit.request_id, visit.arrived)
         return WAS_CANCELLED if asked or visit.sender.is_cancelled() else None
 
-    def _settle(self, work: asyncio.Future[Any]) -> None:
-        """Tell the metrics, and take the error of work that nobody waits for any more, lest asyncio complains."""
-        self._count()
-        if not work.cancelled():
-            work.exception()
-
-    def _count(self) -> None:
-        self._at_work.set(self.admission.at_work)
-        self._waiting.set(self.admission.waiting)
+    def _count(self, at_work: int, waiting: int) -> None:
+        self._at_work.set(at_work)
+        self._waiting.set(waiting)
 
     async def _work(self, visit: Visit) -> list[Any]:
         async with self.admission:
             visit.at_work = True
-            self._count()
             try:
                 return await self._loop.run_in_executor(self._threads, self._call_pipeline, visit)
             finally:
@@ -221,3 +214,9 @@ class Front:
         if result.has_error():
             raise error_from_message(result.error().message())
         return list(result.output_tensors())
+
+
+def _take_error(work: asyncio.Future[Any]) -> None:
+    """Take the error of work that nobody may wait for any more, lest asyncio complains."""
+    if not work.cancelled():
+        work.exception()

@@ -115,7 +115,8 @@ class RequestNotes:
         """The last `StepNote` of the request, or None before its first step."""
         try:
             with np.load(self._path(STEP, str(key)), allow_pickle=False) as values:
-                return StepNote(*values["counts"].tolist(), values["z0"])
+                step, steps, height, width = values["counts"].tolist()
+                return StepNote(step, steps, height, width, values["z0"])
         except FileNotFoundError:
             return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hmac
 import json
 import time
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ import numpy as np
 from diffbody_ref.ops.options import RestoreOptions
 from diffbody_ref.ops.processing import Sizes
 from runtime.triton.contract import TIME_IS_OVER
+
+# What reading JSON that somebody else wrote may raise.
+BROKEN = (TypeError, ValueError, KeyError, AttributeError, IndexError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ class Ticket:
     key: int
     deadline: float
 
+    def __post_init__(self) -> None:
+        kinds = {"secret": str, "key": int, "deadline": int | float}
+        if not all(isinstance(getattr(self, name), kind) for name, kind in kinds.items()):
+            raise TypeError("not a ticket")
+
     def to_tensor(self) -> np.ndarray:
         """The ticket as JSON, object array (1,)."""
         return np.array([json.dumps(dataclasses.asdict(self)).encode()], np.object_)
@@ -41,8 +50,12 @@ class Ticket:
         """
         try:
             return cls(**json.loads(tensor.reshape(-1)[0]))
-        except (TypeError, ValueError, IndexError):
+        except BROKEN:
             raise ValueError("not a ticket of this server") from None
+
+    def is_signed(self, secret: str) -> bool:
+        """Whether its secret is the server's."""
+        return hmac.compare_digest(self.secret.encode(errors="replace"), secret.encode())
 
     def check_deadline(self) -> None:
         """
@@ -90,5 +103,5 @@ class Settings:
             values = json.loads(tensor.reshape(-1)[0])
             options, sizes = RestoreOptions(**values.pop("options")), Sizes(**values.pop("sizes"))
             return cls(options=options, sizes=sizes, ticket=Ticket(**values.pop("ticket")), **values)
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError):
+        except BROKEN:
             raise ValueError("not settings that this server made") from None

@@ -6,7 +6,6 @@ request is kept until it leaves, under the key of its ticket, which no client ca
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,7 +72,7 @@ class TritonPythonModel(Model):
             self.check(settings.ticket)
             self.in_flight.check_capacity()
             self.in_flight.join(key, flight_of(self.restorer, read_tensors(request), settings))
-        elif not hmac.compare_digest(settings.ticket.secret, self.notes.secret):
+        elif not settings.ticket.is_signed(self.notes.secret):
             raise ValueError("not settings that this server made")
         return key
 
