@@ -64,7 +64,7 @@ def read_metadata(image: Image.Image) -> tuple[Metadata, list[str]]:
     notices = []
     try:
         kept_exif = _copy(_read_exif(image))
-        details = kept_exif.get_ifd(ExifTags.IFD.Exif)
+        details = kept_exif.get_ifd(ExifTags.IFD.Exif) if ExifTags.IFD.Exif in kept_exif else {}
         if details.get(_BASE.ColorSpace, _SRGB) != _SRGB:
             if not image.info.get("icc_profile"):
                 notices.append("EXIF states a colour space other than sRGB without a profile of it: read as sRGB")
@@ -121,7 +121,7 @@ def _exif_for(metadata: Metadata, height: int, width: int, target: OutputFormat)
     if metadata.exif:
         exif.load(metadata.exif)
     exif = _copy(exif)
-    details = exif.get_ifd(ExifTags.IFD.Exif)
+    details = exif.get_ifd(ExifTags.IFD.Exif) if ExifTags.IFD.Exif in exif else {}
     details.update({tag: size for tag, size in zip(_SIZE, (width, height), strict=True) if tag in details})
     if metadata.dpi and not target.dpi and _BASE.XResolution not in exif:
         exif[_BASE.XResolution], exif[_BASE.YResolution] = metadata.dpi
