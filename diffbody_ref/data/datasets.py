@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from diffbody_ref.data.readers import Entry, open_folder
-from diffbody_ref.ops.images import decode_levels
+from diffbody_ref.ops.images import decode_labels, decode_levels
 
 CACHE_BYTES = 2**31  # decoded pictures that a process keeps in memory
 
@@ -130,7 +129,7 @@ class PeopleFolder:
         entry = reader.entry(inside)
         picture = decode_levels(reader.data(inside), f"{folder}/{entry.name}")
         mask = reader.parts(inside)
-        parts = None if mask is None else np.asarray(Image.open(io.BytesIO(mask)))
+        parts = None if mask is None else decode_labels(mask, f"{folder}/{entry.name}: its part mask")
         if parts is not None and parts.shape != picture.shape[:2]:
             raise ValueError(
                 f"{folder}/{entry.name}: the part mask is {parts.shape}, the picture {picture.shape[:2]} (H, W)"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from diffbody_ref.ops.processing import preprocess
-from runtime.triton.contract import ALPHA, PICTURE, SETTINGS
-from runtime.triton.messages import read_request
+from runtime.triton.contract import ALPHA, PICTURE, SETTINGS, SOURCE
+from runtime.triton.messages import read_request, write_source
 from runtime.triton.models import Model, read_tensors
 from runtime.triton.settings import Settings
 
@@ -40,5 +40,6 @@ class TritonPythonModel(Model):
         return {
             PICTURE.name: preprocess(asked.picture, sizes),
             ALPHA.name: alpha[None],
+            SOURCE.name: np.array([[write_source(asked.picture).encode()]], np.object_),
             SETTINGS.name: settings.to_tensor(),
         }
