@@ -24,7 +24,7 @@ from diffbody_ref.evaluation.run import EvaluateConfig, Quality, degraded, evalu
 from diffbody_ref.evaluation.subjects import Subjects
 from diffbody_ref.ops.contact import labelled_grid
 from diffbody_ref.ops.images import read_image
-from diffbody_ref.ops.options import RestoreOptions
+from diffbody_ref.ops.options import ModelSettings
 from tests.people import write_people
 from tests.test_measures import scene
 
@@ -265,13 +265,9 @@ class FakePipeline:
     name_or_path = "/somewhere/tiny"
 
     def __init__(self, body_guidance_scale: float = 0.5) -> None:
-        self.scale = body_guidance_scale
+        self.settings = ModelSettings(body_guidance_scale=body_guidance_scale, guidance_scale=1.0)
         self.components = {"net": torch.nn.Linear(2, 1), "tokenizer": None}
         self.calls: list[dict[str, Any]] = []
-
-    def options(self, **asked: Any) -> RestoreOptions:
-        asked = {name: value for name, value in asked.items() if value is not None}
-        return RestoreOptions(**{"body_guidance_scale": self.scale, **asked})
 
     def __call__(self, pictures: list[np.ndarray], prompt: Any = None, **call: Any) -> Any:
         assert call["output_type"] == "np"
@@ -324,7 +320,7 @@ def test_guidance_must_be_on(people: Subjects, tmp_path: Path) -> None:
 )
 def test_ablations_change_what_they_say(name: str, prompt: str, changed: dict[str, Any]) -> None:
     pipeline: Any = FakePipeline()
-    options = pipeline.options(guidance_scale=4.0, num_inference_steps=7, use_residual=True)
+    options = pipeline.settings.options(guidance_scale=4.0, num_inference_steps=7, use_residual=True)
     picture = scene(0)
     METHODS[name].build(Context(pipeline, options))([Degraded(picture, picture, "a woman", 3)])
     expected = {**dataclasses.asdict(options), **changed, "prompt": [prompt], "seed": [3], "output_type": "np"}
