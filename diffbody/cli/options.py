@@ -237,7 +237,7 @@ def output_options(
     quality: Annotated[
         int | None,
         file_option(
-            "Quality of jpg, webp and avif, 1 to 100.", metavar="<int>", min=1, max=100, show_default="95; avif 90"
+            "Quality of jpg, webp and avif, 1 to 100.", metavar="<int>", min=1, max=100, show_default="95 or 90"
         ),
     ] = None,
     strip_metadata: Annotated[
