@@ -267,8 +267,8 @@ def check_outputs(plan: Plan, outputs: OutputOptions, side_pictures: Sequence[st
     from diffbody import files
     from diffbody_ref.ops.formats import output_format
 
-    written = {output_format(job.target.suffix) for job in plan.jobs}
-    if outputs.format is not None and written - {output_format(outputs.format)}:
+    written = [output_format(suffix) for suffix in sorted({job.target.suffix for job in plan.jobs})]
+    if outputs.format is not None and any(each != output_format(outputs.format) for each in written):
         raise ValueError(f"--format {outputs.format}: -o names a file of another format; leave one of them out")
     if outputs.quality is not None and (lossless := [each.name for each in written if each.quality is None]):
         raise ValueError(f"--quality: {lossless[0]} is lossless and has none; choose --format jpg, webp or avif")

@@ -87,7 +87,8 @@ def collect(inputs: Sequence[Path], recursive: bool = False) -> Found:
             before = len(found.sources)
             _search(path, recursive, found)
             if len(found.sources) == before and not (found.failures and found.failures[-1].source == path):
-                found.failures.append(Failure(path, f"{path}: no pictures in this folder{_why_none(path, found)}"))
+                also = "".join(f"; left out: {line}" for line in left_out_lines(found.left_out, path))
+                found.failures.append(Failure(path, f"{path}: no pictures in this folder{also}"))
         elif not os.path.lexists(path):
             found.failures.append(Failure(path, f"{path}: no such file or folder"))
         elif not path.exists():
@@ -154,11 +155,6 @@ def _is_picture(path: str) -> bool:
             return True
     except (ImageError, OSError):
         return False
-
-
-def _why_none(folder: Path, found: Found) -> str:
-    left_out = "".join(f"; left out: {line}" for line in left_out_lines(found.left_out, folder))
-    return f" (looked for {', '.join(INPUT_SUFFIXES)}{left_out})"
 
 
 def left_out_lines(left_out: Sequence[LeftOut], folder: Path | None = None) -> list[str]:
