@@ -64,7 +64,7 @@ else:
     PrecisionName = Literal[tuple(PRECISIONS)]
     Precisions = StrEnum("Precisions", [(name, name) for name in PRECISIONS])  # lists take no Literal
 
-FormatName = Literal["png", "jpg", "webp"]  # `diffbody.files.names.FORMATS`, which imports Pillow
+FormatName = Literal["png", "jpg", "webp", "avif", "tif"]  # `ops.formats.OUTPUT_FORMATS`, which imports Pillow
 
 Model = Annotated[str, file_option("Model: `nano`, which is built in, or a folder with a model_index.json.")]
 Bundle = Annotated[
@@ -88,8 +88,8 @@ class OutputOptions:
     """How outputs are written.
 
     Attributes:
-        format: of outputs that are not named, one of `diffbody.files.names.FORMATS`; None is png.
-        quality: of jpg and webp, 1 to 100; None is the writer's default.
+        format: of outputs that are not named, one of `diffbody_ref.ops.formats.OUTPUT_FORMATS`; None is png.
+        quality: of formats that are not lossless, 1 to 100; None is the format's own.
         strip_metadata: leave out the input's metadata.
         overwrite: do again what is done already, and replace files that are in the way.
     """
@@ -236,7 +236,9 @@ def output_options(
     ] = None,
     quality: Annotated[
         int | None,
-        file_option("Quality of jpg and webp outputs, 1 to 100.", metavar="<int>", min=1, max=100, show_default="95"),
+        file_option(
+            "Quality of jpg, webp and avif, 1 to 100.", metavar="<int>", min=1, max=100, show_default="95 or 90"
+        ),
     ] = None,
     strip_metadata: Annotated[
         bool,

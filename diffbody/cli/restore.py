@@ -90,7 +90,7 @@ def restore(
     out: Annotated[
         Path | None,
         file_option(
-            "File (png, jpg, webp) of one restored picture, or folder for several. `-` is standard output.",
+            "File (png, jpg, webp, avif, tif) of one restored picture, or folder for several. `-` is standard output.",
             "--out",
             "-o",
             metavar="PATH",
@@ -220,6 +220,7 @@ def restore(
                     outputs.overwrite,
                     side_pictures,
                     outputs.quality,
+                    outputs.strip_metadata,
                     workers=1 if one_at_a_time else remote.concurrency,
                 ),
                 on_start=lambda job: show.start(job.source.name),
@@ -264,12 +265,13 @@ def check_outputs(plan: Plan, outputs: OutputOptions, side_pictures: Sequence[st
         ValueError: options that do not fit each other, or outputs of a single picture that exist.
     """
     from diffbody import files
+    from diffbody_ref.ops.formats import output_format
 
-    suffixes = {job.target.suffix.lower() for job in plan.jobs}
-    if outputs.format is not None and not suffixes <= files.SUFFIXES_OF[outputs.format]:
+    written = [output_format(suffix) for suffix in sorted({job.target.suffix for job in plan.jobs})]
+    if outputs.format is not None and any(each != output_format(outputs.format) for each in written):
         raise ValueError(f"--format {outputs.format}: -o names a file of another format; leave one of them out")
-    if outputs.quality is not None and ".png" in suffixes:
-        raise ValueError("--quality: png has none; choose --format jpg or webp, or name such a file with -o")
+    if outputs.quality is not None and (lossless := [each.name for each in written if each.quality is None]):
+        raise ValueError(f"--quality: {lossless[0]} is lossless and has none; choose --format jpg, webp or avif")
     if plan.single and not outputs.overwrite:
         job = plan.jobs[0]
         files.check_absent([job.target, *(job.side_picture(name) for name in side_pictures)])
@@ -337,8 +339,8 @@ def load_bundle(folder: Path, engines: EngineConfig, call: dict[str, Any], on_st
     """
     from runtime.restore import Restorer
 
-    tell_of_slow_precision(engines)
     restorer = Restorer.open(folder, engines)
+    tell_of_slow_precision(engines)
 
     def restore_picture(picture: Picture) -> Restoration:
         on_step(0, 1)
