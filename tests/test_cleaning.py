@@ -447,7 +447,7 @@ def test_command_line_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for arguments, message in (
         ([source], "OUT is missing"),
         ([source, tmp_path / "out", "--height", "3"], "height is 3; it must be 16 to 8192"),
-        ([source, tmp_path / "out", "--format", "gif"], "format is 'gif'; it must be png, jpg or webp"),
+        ([source, tmp_path / "out", "--format", "gif"], "'gif' is not one of 'png', 'jpg', 'webp'"),
         ([tmp_path / "none", tmp_path / "out"], "none: no such folder of pictures"),
         (["--apply", source], "not a folder made by `diffbody clean`"),
     ):

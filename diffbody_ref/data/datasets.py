@@ -213,8 +213,7 @@ class PeopleFolder:
         """The numbers of a folder's identities, each assigned at its first picture; splits share their people."""
         folder = folder_of(self.folders[number])[0].resolve()
         for identity in self._readers[number].identities():
-            known = identity is not None
-            yield self.identities.setdefault((folder, identity), len(self.identities)) if known else None
+            yield None if identity is None else self.identities.setdefault((folder, identity), len(self.identities))
 
 
 def _sha256(*parts: bytes) -> str:

@@ -113,4 +113,5 @@ def _text(value: Any) -> str:
 
 
 def _degradation(values: Any) -> DegradationConfig:
-    return DegradationConfig(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    arguments: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+    return DegradationConfig(**arguments)
