@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -34,7 +33,7 @@ def release(components: Path, out: Path, preset: str, runs: Path | None = None) 
         FileNotFoundError: a trained component is missing.
         ValueError: unknown preset.
     """
-    settings = dataclasses.asdict(check_preset(preset))
+    settings = check_preset(preset).of_pipeline()
     parts = {
         name: load_or_build_component(components, name, preset)
         if name in UNTRAINED
