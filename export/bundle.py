@@ -23,11 +23,10 @@ from diffbody_ref.stages import STAGES, bind_stages
 from export.onnx import export_onnx
 from export.parity import REPORT_JSON, REPORT_PAGE, parity, write_reports
 from export.weights import WeightStore
-from runtime.bundle import MANIFEST, Bundle, Manifest, StageEntry, file_entry, graph_kind, sha256
+from runtime.bundle import MANIFEST, UNREAD, Bundle, Manifest, StageEntry, file_entry, graph_kind, sha256
 
 RECORD = "provenance.json"  # in an unfinished bundle: what its stages were made from
 GRAPHS = (".onnx", ".data", ".plan")
-UNREAD = (".md", ".png")  # for people: they may change
 PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 
