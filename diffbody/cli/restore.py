@@ -199,7 +199,9 @@ def restore(
         report = Report(says, plan.single, not streams.to_stdout, streams.hidden)
         report.left_out(plan.left_out)
         with progress_bars(not says.quiet) as bars:
-            show = Progress(bars, len(plan.jobs), settings["num_inference_steps"], says.quiet or plan.single)
+            show = Progress(
+                bars, len(plan.jobs), settings["num_inference_steps"], says.quiet or says.as_json or plan.single
+            )
 
             def load() -> RestoreFile:
                 if remote.urls:
