@@ -197,7 +197,9 @@ class DiffBodyPipeline(DiffusionPipeline):
                 as_output(pixels, job.picture, output_type) for (pixels, _), job in zip(ordered, jobs, strict=True)
             ],
             intermediates=[found for _, found in ordered] if return_intermediates else None,
-            notices=[notices(count, count, asked) for count in people],
+            notices=[
+                [*job.picture.notices, *notices(count, count, asked)] for job, count in zip(jobs, people, strict=True)
+            ],
         )
 
     def _prepare(self, picture: Picture, options: RestoreOptions) -> _Job:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffbody_ref.ops.drawing import draw_pose
 from diffbody_ref.ops.images import ImageInput, Picture, as_picture, to_image, write_image
+from diffbody_ref.ops.metadata import NO_METADATA, Metadata
 from diffbody_ref.ops.noise import check_seed, philox_noise
 from diffbody_ref.ops.options import RestoreOptions
 from diffbody_ref.ops.pose import crop_people, decode_simcc, letterbox, person_crop
@@ -42,26 +43,45 @@ class Restoration:
         alpha: float32 (H, W) in [0, 1], 1 is opaque: the input's transparency; None where the input has none.
         intermediates: what the stages found on the way.
         notices: what whoever asked should know, a line each, such as that no person was found.
+        metadata: what the input's file says besides its pixels.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None
     intermediates: Intermediates
     notices: list[str]
+    metadata: Metadata = NO_METADATA
 
     @property
     def image(self) -> Image.Image:
         """The picture as Pillow's, 8 bits a channel: RGB, or RGBA where there is alpha."""
         return to_image(self.pixels, self.alpha)
 
-    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write the picture to a file (png, jpg or webp), whole or not at all.
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        overwrite: bool = False,
+        *,
+        quality: int | None = None,
+        keep_metadata: bool = True,
+    ) -> list[str]:
+        """Write the picture to a file (png, jpg, webp, avif or tiff), whole or not at all.
+
+        Args:
+            path: of the file; its suffix says the format.
+            overwrite: replace a file that exists.
+            quality: 1 to 100, of the formats that are not lossless; None is the format's own.
+            keep_metadata: also write EXIF, XMP and resolution of the input's file.
+
+        Returns:
+            What the file does not hold, a sentence each.
 
         Raises:
             ImageError: an unknown suffix, a place that cannot be written to, or a file that exists and is not to be
                 overwritten.
         """
-        write_image(path, self.pixels, self.alpha, overwrite)
+        metadata = self.metadata if keep_metadata else None
+        return write_image(path, self.pixels, self.alpha, overwrite, quality=quality, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -172,7 +192,8 @@ class Restorer:
             intermediates=Intermediates.without_padding(
                 sizes, regression, people.boxes, people.keypoints, people.pose, parts.attention, sampling.loss_curve
             ),
-            notices=notices(len(people.boxes), guided_people(sampling.views), asked),
+            notices=[*picture.notices, *notices(len(people.boxes), guided_people(sampling.views), asked)],
+            metadata=picture.metadata,
         )
 
     def sizes(self, picture: Picture, options: RestoreOptions) -> Sizes:

@@ -274,7 +274,7 @@ class FakePipeline:
     name_or_path = "/somewhere/tiny"
 
     def __init__(self, body_guidance_scale: float = 0.5) -> None:
-        self.settings = ModelSettings(HEIGHT, WIDTH, body_guidance_scale=body_guidance_scale)
+        self.settings = ModelSettings(HEIGHT, WIDTH, body_guidance_scale=body_guidance_scale, guidance_scale=1.0)
         self.components = {"net": torch.nn.Linear(2, 1), "tokenizer": None}
         self.calls: list[dict[str, Any]] = []
 

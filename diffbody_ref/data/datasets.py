@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from PIL import Image
 
 from diffbody_ref.data.parallel import map_in_order
 from diffbody_ref.data.readers import Entry, folder_of, open_folder
-from diffbody_ref.ops.images import decode_levels
+from diffbody_ref.ops.images import decode_labels, decode_levels
 from diffbody_ref.ops.progress import Progress, silent
 
 READING_THREADS = 4
@@ -197,7 +196,7 @@ class PeopleFolder:
         entry = reader.entry(inside)
         picture = decode_levels(reader.data(inside), f"{folder}/{entry.name}")
         mask = reader.parts(inside)
-        parts = None if mask is None else _decode_mask(mask, f"{folder}/{entry.name}")
+        parts = None if mask is None else decode_labels(mask, f"{folder}/{entry.name}: its part mask")
         if parts is not None and parts.shape != picture.shape[:2]:
             raise ValueError(
                 f"{folder}/{entry.name}: the part mask is {parts.shape}, the picture {picture.shape[:2]} (H, W)"
@@ -221,14 +220,6 @@ def _sha256(*parts: bytes) -> str:
     for part in parts:
         whole.update(len(part).to_bytes(8, "little") + part)
     return whole.hexdigest()
-
-
-def _decode_mask(data: bytes, name: str) -> np.ndarray:
-    """Decode a part mask, uint8 (H, W); `name` is that of its picture."""
-    try:
-        return np.asarray(Image.open(io.BytesIO(data)))
-    except Exception as error:  # Pillow raises errors of many classes
-        raise ValueError(f"{name}: its part mask cannot be read: {str(error)[:100]}") from None
 
 
 def fitted(person: Person, height: int, width: int) -> Person:

@@ -161,4 +161,4 @@ def jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
     """Compress a picture, float32 (H, W, 3) in [0, 1], as JPEG of `quality` (1–100), and decompress it."""
     buffer = io.BytesIO()
     Image.fromarray(np.uint8(np.round(picture * 255.0))).save(buffer, format="JPEG", quality=quality)
-    return np.asarray(Image.open(buffer), np.float32) / 255.0
+    return np.asarray(Image.open(buffer, formats=["JPEG"]), np.float32) / 255.0

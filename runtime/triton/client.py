@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
+import ssl
 import threading
 import time
 import uuid
@@ -18,6 +20,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from diffbody_ref.ops.images import Picture, decode_image
+from runtime.triton.addresses import NO_PROXY_FOR_GRPC, Address, parse
 from runtime.triton.config import ClientConfig
 from runtime.triton.contract import (
     ANSWER,
@@ -53,6 +56,8 @@ Image = bytes | Path | np.ndarray
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between tries; each pause is twice the last
 DEAD_SECONDS = 10.0  # how long a server that did not answer is left out, while there are others
 GRACE_SECONDS = 5.0  # beyond a deadline, in which the server may report it itself
+LEAVE_SECONDS = 1.0  # to ask for a cancellation, and again for the answer to what was cancelled
+WAYS = ("send", "receive")
 # gRPC's words for a connection that failed or broke; the server's own "unavailable" tells what it is busy with.
 BROKEN = ("connect", "socket closed", "connection reset", "recvmsg", "goaway", "end of tcp", "stream removed")
 
@@ -115,18 +120,24 @@ class _Server:
     """One server.
 
     Attributes:
-        url: as it was given.
-        protocol: "grpc" or "http".
-        address: "host:port".
+        address: where it is.
         client: tritonclient's, once it is needed.
         dead_until: on the monotonic clock; until then it is left out.
     """
 
-    url: str
-    protocol: str
-    address: str
+    address: Address
     client: Any = None
     dead_until: float = 0.0
+
+    @property
+    def url(self) -> str:
+        """As it was given."""
+        return self.address.url
+
+    @property
+    def protocol(self) -> str:
+        """ "grpc" or "http"."""
+        return self.address.protocol
 
 
 class AsyncClient:
@@ -138,7 +149,7 @@ class AsyncClient:
 
     def __init__(self, config: ClientConfig | None = None) -> None:
         self.config = config or ClientConfig()
-        self.servers = [_parse(url) for url in self.config.urls]
+        self.servers = [_Server(parse(url)) for url in self.config.urls]
         self._next = 0
 
     async def __aenter__(self) -> Self:
@@ -150,6 +161,7 @@ class AsyncClient:
         for server in self.servers:
             if server.client is not None:
                 await server.client.close()
+                server.client = None
 
     async def restore(
         self,
@@ -186,13 +198,8 @@ class AsyncClient:
             if left <= 0:
                 break
             try:
-                async with asyncio.timeout(left + GRACE_SECONDS):
-                    return await self._ask(server, tensors, request_id, left, on_progress)
-            except asyncio.CancelledError:
-                await self._cancel(server, request_id)
-                raise
+                return await self._ask_or_cancel(server, tensors, request_id, left, on_progress)
             except TimeoutError as error:
-                await self._cancel(server, request_id)
                 if isinstance(error, DeadlineError):
                     raise
                 break
@@ -261,7 +268,7 @@ class AsyncClient:
                 from tritonclient.grpc.aio import InferenceServerClient
             else:
                 from tritonclient.http.aio import InferenceServerClient
-            server.client = InferenceServerClient(server.address)
+            server.client = InferenceServerClient(server.address.host_and_port, **_connection(server.address))
         return server.client
 
     def _headers(self, server: _Server) -> dict[str, str]:
@@ -269,6 +276,35 @@ class AsyncClient:
             return {}
         prefix = GRPC_HEADER_PREFIX if server.protocol == "grpc" else ""
         return {prefix + API_KEY_HEADER: self.config.api_key}
+
+    async def _ask_or_cancel(
+        self,
+        server: _Server,
+        tensors: dict[str, np.ndarray],
+        request_id: str,
+        seconds: float,
+        on_progress: Callable[[SamplingProgress], None] | None,
+    ) -> Answer:
+        """One try on one server, which is told when nobody waits for the answer any more.
+
+        A call is not broken off: Triton 2.51 may crash when a client leaves before its answer. The server is asked to
+        give the request up instead, and answers at once.
+
+        Raises:
+            TimeoutError: the answer did not come in time, plus some grace in which the server may say so itself.
+        """
+        call = asyncio.ensure_future(self._ask(server, tensors, request_id, seconds, on_progress))
+        try:
+            async with asyncio.timeout(seconds + GRACE_SECONDS):
+                return await asyncio.shield(call)
+        except (asyncio.CancelledError, TimeoutError):
+            if not call.done():
+                await self._cancel(server, request_id)
+                await asyncio.wait([call], timeout=LEAVE_SECONDS)
+            if call.done() and not call.cancelled():
+                call.exception()  # taken, lest asyncio complains
+            call.cancel()
+            raise
 
     async def _ask(
         self,
@@ -358,7 +394,7 @@ class AsyncClient:
         """Tell the server that nobody waits for the request any more, so that it stops working on it."""
         array = np.array([request_id.encode()], np.object_)
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(GRACE_SECONDS), contextlib.AsyncExitStack() as stack:
+            async with asyncio.timeout(LEAVE_SECONDS), contextlib.AsyncExitStack() as stack:
                 inputs = [await self._input(stack, server, REQUEST_ID.name, array)]
                 await self._client(server).infer(CANCEL_MODEL, inputs, headers=self._headers(server))
 
@@ -369,6 +405,7 @@ class Client:
     def __init__(self, config: ClientConfig | None = None) -> None:
         self._client = AsyncClient(config)
         self._loop = asyncio.new_event_loop()
+        self._futures: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
@@ -400,13 +437,35 @@ class Client:
         """Whether at least one of the servers can answer."""
         return self._run(self._client.is_ready())
 
+    def cancel_all(self, timeout: float) -> None:
+        """Cancel all restorations under way, here and on the servers; what waits for them ends with `CancelledError`.
+
+        Args:
+            timeout: seconds to wait for it.
+        """
+        futures = list(self._futures)
+        for future in futures:
+            future.cancel()
+        deadline = time.monotonic() + timeout
+        while (
+            asyncio.run_coroutine_threadsafe(self._count_tasks(), self._loop).result() and time.monotonic() < deadline
+        ):
+            time.sleep(0.05)
+
+    async def _count_tasks(self) -> int:
+        """Number of restorations under way, those that are being cancelled included."""
+        return len(asyncio.all_tasks()) - 1
+
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._futures.add(future)
         try:
             return future.result()
         except BaseException:  # such as Ctrl-C while waiting
             future.cancel()
             raise
+        finally:
+            self._futures.discard(future)
 
 
 def request_tensors(image: Image, asked: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -449,12 +508,17 @@ def _array(tensor: TritonTensor, value: Any) -> np.ndarray:
     raise InvalidRequestError(f"{tensor.argument} cannot be {value!r}; its type is {tensor.dtype}")
 
 
-def _parse(url: str) -> _Server:
-    protocol, _, address = url.rpartition("://")
-    host, _, port = address.rpartition(":")
-    if protocol not in ("", "grpc", "http") or not host or not port.isdigit():
-        raise ValueError(f"{url!r} is no URL of a server; give one such as localhost:8001 or http://localhost:8000")
-    return _Server(url, protocol or "grpc", address)
+def _connection(address: Address) -> dict[str, Any]:
+    """Arguments of tritonclient's clients, besides "host:port"."""
+    authorities = os.environ.get("SSL_CERT_FILE")  # as curl and Python's own clients read it
+    if address.protocol == "http":
+        # By itself, this client looks for no proxy.
+        return {"ssl": True, "ssl_context": ssl.create_default_context(cafile=authorities)} if address.tls else {}
+    found: dict[str, Any] = {"ssl": True, "root_certificates": authorities} if address.tls else {}
+    if address.is_of_this_machine:
+        # These replace tritonclient's own, which open the size of messages.
+        found["channel_args"] = [*NO_PROXY_FOR_GRPC, *((f"grpc.max_{way}_message_length", -1) for way in WAYS)]
+    return found
 
 
 def _answer(image: np.ndarray, report: np.ndarray) -> Answer:

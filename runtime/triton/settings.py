@@ -15,6 +15,45 @@ from runtime.triton.contract import TIME_IS_OVER
 
 
 @dataclass(frozen=True)
+class Ticket:
+    """What the models in front of the pipeline give to each request that they let in.
+
+    Attributes:
+        secret: the server's own, by which the pipeline's models know that a request came through the front.
+        key: names the request within the server. It is random: no client can choose or guess another one's.
+        deadline: seconds of the Unix clock.
+    """
+
+    secret: str
+    key: int
+    deadline: float
+
+    def to_tensor(self) -> np.ndarray:
+        """The ticket as JSON, object array (1,)."""
+        return np.array([json.dumps(dataclasses.asdict(self)).encode()], np.object_)
+
+    @classmethod
+    def from_tensor(cls, tensor: np.ndarray) -> Ticket:
+        """The ticket that `to_tensor` wrote.
+
+        Raises:
+            ValueError: somebody else wrote it.
+        """
+        try:
+            return cls(**json.loads(tensor.reshape(-1)[0]))
+        except (TypeError, ValueError, IndexError):
+            raise ValueError("not a ticket of this server") from None
+
+    def check_deadline(self) -> None:
+        """
+        Raises:
+            TimeoutError: nobody waits for the request any more.
+        """
+        if time.time() > self.deadline:
+            raise TimeoutError(TIME_IS_OVER)
+
+
+@dataclass(frozen=True)
 class Settings:
     """The settings of one request.
 
@@ -25,7 +64,7 @@ class Settings:
         negative_prompt: what it should not show.
         seed: of the noise.
         output_format: "png", "jpg" or "webp".
-        deadline: seconds of the Unix clock; 0 is none.
+        ticket: of the request.
     """
 
     options: RestoreOptions
@@ -34,7 +73,7 @@ class Settings:
     negative_prompt: str
     seed: int
     output_format: str
-    deadline: float
+    ticket: Ticket
 
     def to_tensor(self) -> np.ndarray:
         """The settings as JSON, object array (1, 1)."""
@@ -42,15 +81,14 @@ class Settings:
 
     @classmethod
     def from_tensor(cls, tensor: np.ndarray) -> Settings:
-        """The settings that `to_tensor` wrote."""
-        values = json.loads(tensor.reshape(-1)[0])
-        options, sizes = RestoreOptions(**values.pop("options")), Sizes(**values.pop("sizes"))
-        return cls(options=options, sizes=sizes, **values)
+        """The settings that `to_tensor` wrote.
 
-    def check_deadline(self) -> None:
-        """
         Raises:
-            TimeoutError: nobody waits for the request any more.
+            ValueError: somebody else wrote them.
         """
-        if self.deadline and time.time() > self.deadline:
-            raise TimeoutError(TIME_IS_OVER)
+        try:
+            values = json.loads(tensor.reshape(-1)[0])
+            options, sizes = RestoreOptions(**values.pop("options")), Sizes(**values.pop("sizes"))
+            return cls(options=options, sizes=sizes, ticket=Ticket(**values.pop("ticket")), **values)
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError):
+            raise ValueError("not settings that this server made") from None

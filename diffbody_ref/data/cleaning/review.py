@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffbody_ref.data.readers.lines import first_record
 from diffbody_ref.ops.files import write_whole
+from diffbody_ref.ops.images import decode_levels
 
 REVIEW = "review.tsv"
 SHEETS = "sheets"
@@ -119,8 +120,8 @@ def write_sheets(out: Path, kept: Sequence[dict[str, Any]]) -> None:
 def draw_sheet(pictures: Sequence[Path], number: int) -> Image.Image:
     """Draw pictures of one size in rows, numbered from `number`."""
     font = ImageFont.load_default(size=LABEL - 6)
-    with Image.open(pictures[0]) as first:
-        width = round(CELL * first.width / first.height)
+    height, width = decode_levels(pictures[0].read_bytes(), str(pictures[0])).shape[:2]
+    width = round(CELL * width / height)
     columns = min(COLUMNS_PER_SHEET, len(pictures))
     rows = -(-len(pictures) // columns)
     step = (width + GAP, CELL + LABEL + GAP)
@@ -128,7 +129,7 @@ def draw_sheet(pictures: Sequence[Path], number: int) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for i, path in enumerate(pictures):
         x, y = GAP + i % columns * step[0], GAP + i // columns * step[1]
-        with Image.open(path) as picture:
-            sheet.paste(picture.convert("RGB").resize((width, CELL), Image.Resampling.LANCZOS), (x, y + LABEL))
+        picture = Image.fromarray(decode_levels(path.read_bytes(), str(path)))
+        sheet.paste(picture.resize((width, CELL), Image.Resampling.LANCZOS), (x, y + LABEL))
         draw.text((x, y), str(number + i), fill="black", font=font)
     return sheet

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+from diffbody_ref.ops.formats import INPUT_SUFFIXES
+
 CAPTION_KEYS = ("text", "caption", "prompt", "description")
 ALL = "all"
 TRAIN = "train"
@@ -114,7 +115,7 @@ def picture_names(folder: Path) -> Iterator[str]:
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if not name.startswith(".") and name.lower().endswith(INPUT_SUFFIXES):
                 yield (Path(parent) / name).relative_to(folder).as_posix()
 
 

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffbody_ref.data.readers.base import SUFFIXES, Entry, Reader, caption_of, check_identity, choose_split, identified
+from diffbody_ref.data.readers.base import Entry, Reader, caption_of, check_identity, choose_split, identified
 from diffbody_ref.data.readers.lines import parse_record
+from diffbody_ref.ops.formats import INPUT_SUFFIXES
 
 TEXT, RECORD = ".txt", ".json"
 
@@ -112,7 +113,7 @@ def _samples(shard: Path) -> list[tuple[str, tuple[Span, Span, Span]]]:
                 if parent + slash + stem != key:
                     samples += [(key, (spans[0], spans[1], spans[2]))] if spans[0].size else []
                     key, spans = parent + slash + stem, [Span(), Span(), Span()]
-                kind = {TEXT: 1, RECORD: 2}.get(suffix, 0 if suffix in SUFFIXES else None)
+                kind = {TEXT: 1, RECORD: 2}.get(suffix, 0 if suffix in INPUT_SUFFIXES else None)
                 if kind == 0 and spans[0].size:
                     raise ValueError(f"{shard}: two pictures of one sample, {member.name!r} and the one before it")
                 if kind is not None:

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 
 from diffbody_ref.ops import keypoints as kp
 from diffbody_ref.ops.files import whole_file, write_whole
+from diffbody_ref.ops.images import decode_labels, decode_levels
 from diffbody_ref.ops.parts import PART_LABELS
 from diffbody_ref.ops.progress import Progress
 
@@ -249,8 +250,8 @@ def contact_sheet(dataset_dir: Path, out: Path, count: int, scale: int = 2, colu
 
 def _tile(folder: Path, record: dict, scale: int) -> Image.Image:
     """A picture of the sheet, with its labels below it."""
-    image = Image.open(folder / record["image"]).convert("RGB")
-    parts = np.asarray(Image.open(folder / record["parts"]))
+    image = Image.fromarray(decode_levels((folder / record["image"]).read_bytes(), f"{folder}/{record['image']}"))
+    parts = decode_labels((folder / record["parts"]).read_bytes(), f"{folder}/{record['parts']}")
     width, height = image.width * scale, image.height * scale
     tinted = Image.fromarray((0.5 * np.asarray(image) + 0.5 * _PART_COLOURS[parts]).astype(np.uint8))
     labels = tinted.resize((width, height), Image.Resampling.NEAREST)
