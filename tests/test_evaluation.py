@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from diffbody_ref.data.degradations import NANO
+from diffbody_ref.data.recipes import Recipe
 from diffbody_ref.evaluation.figures import read_kept
 from diffbody_ref.evaluation.measures import psnr, ssim
 from diffbody_ref.evaluation.methods import METHODS, Context, Degraded, MethodResult
@@ -30,6 +32,7 @@ from tests.test_measures import scene
 
 HEIGHT, WIDTH, PICTURES = 48, 32, 6
 SETTINGS = {"model": {"name": "stand-in", "weights": "0"}, "options": {"num_inference_steps": 2}}
+RECIPE = Recipe(NANO, "of these tests")
 METRICS: dict[str, Measure] = {"psnr": psnr, "ssim": ssim}
 
 
@@ -84,7 +87,7 @@ def run(
     settings: Any = SETTINGS,
     metrics: Any = METRICS,
 ) -> QualityReport:
-    report = evaluate_with(methods, Quality(metrics), settings, people, config, out)
+    report = evaluate_with(methods, Quality(metrics), settings, people, config, RECIPE, out)
     assert isinstance(report, QualityReport)
     return report
 
@@ -103,6 +106,7 @@ def test_report_measures_what_was_restored(people: Subjects, tmp_path: Path) -> 
         SETTINGS,
         people,
         config,
+        RECIPE,
         tmp_path,
         lambda done, total, name: steps.append((done, name)),
     )
@@ -117,7 +121,7 @@ def test_report_measures_what_was_restored(people: Subjects, tmp_path: Path) -> 
         # float32 pictures: 1e-6 of 30 dB and of 1 at most
         assert row.values["psnr"] == pytest.approx(psnr(blur(task.enlarged, 2.0), truth), abs=1e-4)
         assert row.values["ssim"] == pytest.approx(ssim(blur(task.enlarged, 2.0), truth), abs=1e-5)
-        assert row.low_size == list(degraded(truth, row.index, config).shape[:2])
+        assert row.low_size == list(degraded(truth, row.index, config.seed, NANO).shape[:2])
 
     pairs = zip(report.of("diffbody"), report.of("swinir"), strict=True)
     gains = np.array([ours.values["psnr"] - theirs.values["psnr"] for ours, theirs in pairs])
@@ -148,9 +152,14 @@ def test_csv_holds_the_rows_and_the_table(people: Subjects, tmp_path: Path) -> N
     assert [(int(x["index"]), x["method"], float(x["psnr"])) for x in lines] == [
         (row.index, row.method, row.values["psnr"]) for row in report.rows
     ]
-    table = {x["Method"]: x for x in csv.DictReader((tmp_path / "table.csv").open(newline=""))}
-    assert float(table["swinir"]["PSNR (dB) ↑"].split(" ± ")[0]) == round(report.estimate("swinir", "psnr").mean, 2)
-    assert table["swinir"]["LPIPS ↓"] == "n/a"
+    table = {x["method"]: x for x in csv.DictReader((tmp_path / "table.csv").open(newline=""))}
+    cells = [table["swinir"][f"psnr_{kind}"] for kind in ("mean", "standard_error", "n")]
+    assert [*map(float, cells)] == [*report.estimate("swinir", "psnr"), 3]
+    assert table["swinir"]["lpips_mean"] == ""
+    text = (tmp_path / "report.md").read_text()
+    assert "| n/a |" in text
+    assert "n/a: Sharpness, Detail error, LPIPS, " in text
+    assert ": not every picture was measured by it." in text
 
 
 def test_captions_can_be_left_out(people: Subjects, tmp_path: Path) -> None:
@@ -265,7 +274,7 @@ class FakePipeline:
     name_or_path = "/somewhere/tiny"
 
     def __init__(self, body_guidance_scale: float = 0.5) -> None:
-        self.settings = ModelSettings(body_guidance_scale=body_guidance_scale, guidance_scale=1.0)
+        self.settings = ModelSettings(HEIGHT, WIDTH, body_guidance_scale=body_guidance_scale, guidance_scale=1.0)
         self.components = {"net": torch.nn.Linear(2, 1), "tokenizer": None}
         self.calls: list[dict[str, Any]] = []
 
@@ -353,7 +362,7 @@ def test_plain_photographs(photos: Path, tmp_path: Path) -> None:
     assert {row.image for row in report.rows} == {subjects.people.entry(i).name for i in range(2)}
     text = (tmp_path / "out" / "report.md").read_text()
     assert "without-prompt: there are no captions to leave out" in text
-    assert "2 pictures, degradation" in text
+    assert "data photos: 2 pictures (contents " in text
     with pytest.raises(ValueError, match=r"the structure suite needs pictures with .*keypoints"):
         evaluate(pipeline, subjects, EvaluateConfig("structure"), tmp_path / "other")
 
@@ -402,8 +411,8 @@ def test_structure_suite_from_detection_to_tables(tmp_path: Path) -> None:
     assert numbers["original"]["iou background"] > 0.3
     assert numbers["original"]["pck@0.05 mean"] <= numbers["original"]["pck@0.1 mean"]
     lines = list(csv.DictReader((out / "table.csv").open(newline="")))
-    assert [line["Method"] for line in lines] == ["original", "bicubic"]
-    assert float(lines[0]["detected"]) == pytest.approx(numbers["original"]["detected"], abs=5e-4)
+    assert [line["method"] for line in lines] == ["original", "bicubic"]
+    assert float(lines[0]["detected"]) == numbers["original"]["detected"]
     assert read_image(out / "structure.png").pixels.std() > 0.05
     again: Any = evaluate(pipeline, subjects, EvaluateConfig("structure", ("original", "bicubic")), out)
     assert json.dumps(again.as_dict()) == json.dumps(report.as_dict())  # read back from rows.jsonl

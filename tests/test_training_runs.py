@@ -26,10 +26,11 @@ from diffbody_ref.components import build_component, load_component
 from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.structure import batch_structure_maps, structure_maps
 from diffbody_ref.training import loop
-from diffbody_ref.training.batches import OrderedBatches, item_loader
+from diffbody_ref.training.batches import OrderedBatches
 from diffbody_ref.training.checkpoints import trained_state
 from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.encoded import SHARD, EncodedRows, encode_missing
+from diffbody_ref.training.loaders import load_batches
 from diffbody_ref.training.loop import is_finished, learning_rate_at, train
 from diffbody_ref.training.release import release
 from diffbody_ref.training.stages import TrainingStage, build_stage
@@ -71,7 +72,7 @@ def prepared(config: TrainConfig) -> TrainingStage:
 
 
 def first_batch(stage: TrainingStage, count: int = 2) -> dict[str, torch.Tensor]:
-    return next(iter(item_loader(stage, OrderedBatches(stage, 0, count, count, 0, 1), workers=0)))
+    return next(load_batches(stage.item, OrderedBatches(stage, 0, count, count, 0, 1), workers=0))
 
 
 def toml(config: TrainConfig, path: Path) -> Path:

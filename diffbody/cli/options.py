@@ -64,7 +64,7 @@ else:
     PrecisionName = Literal[tuple(PRECISIONS)]
     Precisions = StrEnum("Precisions", [(name, name) for name in PRECISIONS])  # lists take no Literal
 
-FormatName = Literal["png", "jpg", "webp"]  # `diffbody.files.names.FORMATS`, which imports Pillow
+FormatName = Literal["png", "jpg", "webp", "avif", "tif"]  # `ops.formats.OUTPUT_FORMATS`, which imports Pillow
 
 Model = Annotated[str, file_option("Model: `nano`, which is built in, or a folder with a model_index.json.")]
 Bundle = Annotated[
@@ -88,8 +88,8 @@ class OutputOptions:
     """How outputs are written.
 
     Attributes:
-        format: of outputs that are not named, one of `diffbody.files.names.FORMATS`; None is png.
-        quality: of jpg and webp, 1 to 100; None is the writer's default.
+        format: of outputs that are not named, one of `diffbody_ref.ops.formats.OUTPUT_FORMATS`; None is png.
+        quality: of formats that are not lossless, 1 to 100; None is the format's own.
         strip_metadata: leave out the input's metadata.
         overwrite: do again what is done already, and replace files that are in the way.
     """
@@ -232,11 +232,18 @@ def engine_config(
 def output_options(
     format: Annotated[
         FormatName | None,
-        file_option("File format of the outputs that -o does not name.", show_default="png", **one_of(FormatName)),
+        # Beside the choices themselves, as other options have them, nothing else would fit into 80 columns.
+        file_option(
+            f"File format of the outputs that -o does not name: {', '.join(get_args(FormatName))}.",
+            metavar="FORMAT",
+            show_default="png",
+        ),
     ] = None,
     quality: Annotated[
         int | None,
-        file_option("Quality of jpg and webp outputs, 1 to 100.", metavar="<int>", min=1, max=100, show_default="95"),
+        file_option(
+            "Quality of jpg, webp and avif, 1 to 100.", metavar="<int>", min=1, max=100, show_default="95 or 90"
+        ),
     ] = None,
     strip_metadata: Annotated[
         bool,

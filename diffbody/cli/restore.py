@@ -92,7 +92,7 @@ def restore(
     out: Annotated[
         Path | None,
         file_option(
-            "File (png, jpg, webp) of one restored picture, or folder for several. `-` is standard output.",
+            "File (png, jpg, webp, avif, tif) of one restored picture, or folder for several. `-` is standard output.",
             "--out",
             "-o",
             metavar="PATH",
@@ -183,6 +183,7 @@ def restore(
     from diffbody.cli.recipes import recipe
     from diffbody.cli.report import Report
     from diffbody.cli.streams import standard_streams
+    from diffbody.side_pictures import BEFORE_AFTER, INTERMEDIATES
 
     settings |= without_none(body_guidance_every=body_guidance_every, upscale=upscale, tile_size=tile_size)
     check_options(settings, seed)
@@ -191,7 +192,7 @@ def restore(
     if remote.urls and intermediates:
         raise ValueError("--intermediates: a server sends the restored picture only; restore here, without --url")
     call = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed, **settings}
-    side_pictures = (files.BEFORE_AFTER,) * compare + files.INTERMEDIATES * intermediates
+    side_pictures = (BEFORE_AFTER,) * compare + INTERMEDIATES * intermediates
     folder = (bundle or NANO_FOLDER) if model is None else model_folder(model)
     one_at_a_time = not remote.urls
 
@@ -205,7 +206,9 @@ def restore(
         report = Report(says, plan.single, not streams.to_stdout, streams.hidden)
         report.left_out(plan.left_out)
         with progress_bars(not says.quiet) as bars:
-            show = Progress(bars, len(plan.jobs), settings["num_inference_steps"], says.quiet or plan.single)
+            show = Progress(
+                bars, len(plan.jobs), settings["num_inference_steps"], says.quiet or says.as_json or plan.single
+            )
 
             def load() -> RestoreFile:
                 if remote.urls:
@@ -226,6 +229,7 @@ def restore(
                     outputs.overwrite,
                     side_pictures,
                     outputs.quality,
+                    outputs.strip_metadata,
                     workers=1 if one_at_a_time else remote.concurrency,
                 ),
                 on_start=lambda job: show.start(job.source.name),
@@ -271,12 +275,13 @@ def check_outputs(plan: Plan, outputs: OutputOptions, side_pictures: Sequence[st
         ValueError: options that do not fit each other, or outputs of a single picture that exist.
     """
     from diffbody import files
+    from diffbody_ref.ops.formats import output_format
 
-    suffixes = {job.target.suffix.lower() for job in plan.jobs}
-    if outputs.format is not None and not suffixes <= files.SUFFIXES_OF[outputs.format]:
+    written = [output_format(suffix) for suffix in sorted({job.target.suffix for job in plan.jobs})]
+    if outputs.format is not None and any(each != output_format(outputs.format) for each in written):
         raise ValueError(f"--format {outputs.format}: -o names a file of another format; leave one of them out")
-    if outputs.quality is not None and ".png" in suffixes:
-        raise ValueError("--quality: png has none; choose --format jpg or webp, or name such a file with -o")
+    if outputs.quality is not None and (lossless := [each.name for each in written if each.quality is None]):
+        raise ValueError(f"--quality: {lossless[0]} is lossless and has none; choose --format jpg, webp or avif")
     if plan.single and not outputs.overwrite:
         job = plan.jobs[0]
         files.check_absent([job.target, *(job.side_picture(name) for name in side_pictures)])
@@ -344,8 +349,8 @@ def load_bundle(folder: Path, engines: EngineConfig, call: dict[str, Any], on_st
     """
     from runtime.restore import Restorer
 
-    tell_of_slow_precision(engines)
     restorer = Restorer.open(folder, engines)
+    tell_of_slow_precision(engines)
 
     def restore_picture(picture: Picture) -> Restoration:
         on_step(0, 1)

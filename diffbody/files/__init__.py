@@ -4,26 +4,20 @@ A restored `NAME.jpg` is called `NAME.restored.png`. Side pictures, such as one 
 `NAME.restored_before_after.png`. Names of this form are our own outputs and never taken as inputs from a folder.
 """
 
-from diffbody.files.inputs import INPUT_SUFFIXES, LEFT_OUT, Failure, Found, LeftOut, Source, collect, left_out_lines
-from diffbody.files.names import BEFORE_AFTER, FORMATS, INTERMEDIATES, MARK, SIDE_PICTURES, SUFFIXES_OF
+from diffbody.files.inputs import LEFT_OUT, Failure, Found, LeftOut, Source, collect, left_out_lines
+from diffbody.files.names import MARK
 from diffbody.files.plan import Job, Plan, StorageError, check_writable, plan
 from diffbody.files.record import RECORD, Recipe, Record, sha256_of
 from diffbody.files.run import RestoreFile, Summary, run
 from diffbody.files.task import FAILED, RESTORED, SKIPPED, Output, Result, Settings, check_absent
 
 __all__ = [
-    "BEFORE_AFTER",
     "FAILED",
-    "FORMATS",
-    "INPUT_SUFFIXES",
-    "INTERMEDIATES",
     "LEFT_OUT",
     "MARK",
     "RECORD",
     "RESTORED",
-    "SIDE_PICTURES",
     "SKIPPED",
-    "SUFFIXES_OF",
     "Failure",
     "Found",
     "Job",

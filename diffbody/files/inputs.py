@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,8 @@ from pathlib import Path
 from diffbody.files.names import absolute, is_output
 from diffbody.files.record import RECORD
 from diffbody_ref.ops.files import TEMPORARY
-from diffbody_ref.ops.images import ImageError
-
-INPUT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+from diffbody_ref.ops.formats import INPUT_SUFFIXES, ImageError
+from diffbody_ref.ops.opening import open_image
 
 LEFT_OUT = {
     "sub-folder": ("sub-folder", "sub-folders", "--recursive takes them in"),
@@ -89,7 +87,8 @@ def collect(inputs: Sequence[Path], recursive: bool = False) -> Found:
             before = len(found.sources)
             _search(path, recursive, found)
             if len(found.sources) == before and not (found.failures and found.failures[-1].source == path):
-                found.failures.append(Failure(path, f"{path}: no pictures in this folder{_why_none(path, found)}"))
+                also = "".join(f"; left out: {line}" for line in left_out_lines(found.left_out, path))
+                found.failures.append(Failure(path, f"{path}: no pictures in this folder{also}"))
         elif not os.path.lexists(path):
             found.failures.append(Failure(path, f"{path}: no such file or folder"))
         elif not path.exists():
@@ -150,21 +149,12 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
 
 
 def _is_picture(path: str) -> bool:
-    """Whether a file begins as a picture does that Pillow can read."""
-    from PIL import Image
-
+    """Whether a file is one that is read where its suffix is known or it is named, judged by its beginning."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            Image.open(path).close()
-    except Exception:  # decoders raise all sorts of exceptions
+        with Path(path).open("rb") as file, open_image(file, path):
+            return True
+    except (ImageError, OSError):
         return False
-    return True
-
-
-def _why_none(folder: Path, found: Found) -> str:
-    left_out = "".join(f"; left out: {line}" for line in left_out_lines(found.left_out, folder))
-    return f" (looked for {', '.join(INPUT_SUFFIXES)}{left_out})"
 
 
 def left_out_lines(left_out: Sequence[LeftOut], folder: Path | None = None) -> list[str]:

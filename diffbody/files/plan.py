@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffbody.files.inputs import Failure, LeftOut, Source, collect
-from diffbody.files.names import FORMATS, SUFFIXES_OF, absolute, folder_name, key, longest_name, output_name
+from diffbody.files.names import absolute, folder_name, key, longest_name, output_name
 from diffbody.files.record import Entry, Record, sha256_of
-from diffbody_ref.ops.images import ImageError
+from diffbody_ref.ops.formats import OUTPUT_SUFFIXES, ImageError, output_format
 
-OUTPUT_SUFFIXES = tuple(sorted(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes))
 MOST_DISTINCT = 2  # level of `output_name`
 PROBE = bytes(4096)  # a block, the least that a file takes
 
@@ -72,23 +71,24 @@ def plan(inputs: Sequence[Path], out: Path | None = None, *, format: str = "png"
         inputs: files and folders.
         out: None writes beside each input; a path with a suffix is the output file of a single input file; anything
             else is a folder, made when the first picture is written, with sub-folders where the inputs have them.
-        format: of outputs that are not named, one of `FORMATS`.
+        format: of outputs that are not named, one that `output_format` knows.
         recursive: take the pictures in sub-folders, too.
 
     Raises:
         ImageError: as `collect`; an output of an unknown suffix, one file for several pictures, an output that would
             replace its input, or places none of which can be written to.
     """
+    suffix = output_format(format).suffixes[0]
     found = collect(inputs, recursive)
     single = len(inputs) == 1 and not inputs[0].is_dir()
     if out is not None and not out.is_dir() and (out.suffix or out.exists()):
         jobs = [Job(found.sources[0].path, _single_output(out, single))]
     elif single:
         folder = _folder(found.sources[0], out)
-        name = output_name(inputs[0].name, 0, FORMATS[format], longest_name(folder))
+        name = output_name(inputs[0].name, 0, suffix, longest_name(folder))
         jobs = [Job(inputs[0], folder / name)]
     else:
-        jobs = _name_outputs(found.sources, out, FORMATS[format])
+        jobs = _name_outputs(found.sources, out, suffix)
     if single and jobs[0].target.exists() and jobs[0].target.samefile(jobs[0].source):
         raise ImageError(f"{jobs[0].target}: is the input itself; choose another output")
     records = {folder: Record(folder) for folder in dict.fromkeys(job.target.parent for job in jobs)}

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from diffbody.files.names import absolute
-from diffbody_ref.ops.images import ImageError
+from diffbody_ref.ops.formats import ImageError
 
 RECORD = ".diffbody.jsonl"
 

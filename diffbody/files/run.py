@@ -93,6 +93,7 @@ def run(
             if on_result is not None:
                 on_result(result)
     except KeyboardInterrupt:
+        at_work.begin_nothing()
         if on_interrupt is not None:
             on_interrupt()
         summary.interrupted = True
@@ -150,9 +151,13 @@ class _Run:
                 raise result
             return index, result
 
-    def stop(self) -> None:
-        """Begin nothing any more, and write nothing; a file that is being written is written to its end."""
+    def begin_nothing(self) -> None:
+        """Begin no picture any more; what fails from now on does not count, as its failure is the end of the run."""
         self._stopped.set()
+
+    def stop(self) -> None:
+        """Begin and write nothing any more; a file that is being written is written to its end."""
+        self.begin_nothing()
         self._writing.acquire(timeout=WRITE_SECONDS)  # for good
 
     def finished(self) -> dict[int, Result]:
@@ -171,7 +176,9 @@ class _Run:
             except queue.Empty:
                 return
             try:
-                self._done.put((index, self._do(self.plan.jobs[index])))
+                result = self._do(self.plan.jobs[index])
+                if result.status != FAILED or not self._stopped.is_set():
+                    self._done.put((index, result))
             except BaseException as error:
                 self._done.put((index, error))
                 return
@@ -196,13 +203,13 @@ class _Run:
             if picture is not None:
                 check_writable(job.target.parent)
         except PICTURE_ERRORS as error:
-            return failure(job.source, error)
+            return failure(job, error)
         if picture is not None:
             restore = self.restore_file()
             try:
-                result = task.write(restore(picture, job))
+                result = task.write(picture, restore(picture, job))
             except PICTURE_ERRORS as error:
-                return failure(job.source, error)
+                return failure(job, error)
         assert result is not None
         return replace(result, seconds=time.monotonic() - start)
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from diffbody.files.names import BEFORE_AFTER, SIDE_PICTURES
 from diffbody.files.plan import STORAGE_ERRORS, Job, StorageError
 from diffbody.files.record import Entry, Recipe, Record, sha256_of
 from diffbody.lines import one_line
+from diffbody.side_pictures import BEFORE_AFTER, SIDE_PICTURES, before_after
 from diffbody_ref.ops.files import whole_file
-from diffbody_ref.ops.images import ImageError, ImageExistsError, Picture, encode_image, read_image
+from diffbody_ref.ops.images import ImageError, ImageExistsError, Picture, encode_image, lost_in_encoding, read_image
 
 RESTORED, SKIPPED, FAILED, LEFT_OUT = "restored", "skipped", "failed", "left out"
 
@@ -44,13 +44,15 @@ class Settings:
     Attributes:
         overwrite: do pictures again whose output exists, and replace files that are in the way.
         side_pictures: names of the side pictures to write, of those that the function which restores gives.
-        quality: of jpg and webp, 1 to 100; None is the default of `encode_image`.
+        quality: of formats that are not lossless, 1 to 100; None is the format's own.
+        strip_metadata: leave out what the source says besides its pixels.
         workers: pictures at a time; the function that restores is then called from as many threads.
     """
 
     overwrite: bool = False
     side_pictures: Sequence[str] = ()
     quality: int | None = None
+    strip_metadata: bool = False
     workers: int = 1
 
 
@@ -126,8 +128,12 @@ class Task:
         self.again = f"side pictures were missing ({', '.join(missing)})"
         return self._compare(entry) if missing == [BEFORE_AFTER] else None
 
-    def write(self, output: Output) -> Result:
+    def write(self, source: Picture, output: Output) -> Result:
         """Write what was restored.
+
+        Args:
+            source: the picture that it was restored from.
+            output: what was restored of it.
 
         Raises:
             ImageError: a picture cannot be encoded, or a file that is not ours appeared meanwhile.
@@ -135,9 +141,10 @@ class Task:
         """
         drawn = {name: output.side_pictures.get(name) for name in self.settings.side_pictures}
         made = {name: encode_image(pixels) for name, pixels in drawn.items() if pixels is not None}
-        restored = encode_image(
-            output.picture.pixels, output.picture.alpha, self.job.target.suffix, self.settings.quality
-        )
+        picture, suffix = output.picture, self.job.target.suffix
+        metadata = None if self.settings.strip_metadata else source.metadata
+        restored = encode_image(picture.pixels, picture.alpha, suffix, quality=self.settings.quality, metadata=metadata)
+        told = (*source.notices, *output.notices, *lost_in_encoding(suffix, picture.alpha, metadata))
         hashes = {name: hashlib.sha256(made[name]).hexdigest() if name in made else None for name in drawn}
         entry = self._entry(hashlib.sha256(restored).hexdigest(), hashes)
         files = {self.job.target: restored} | {self.job.side_picture(name): data for name, data in made.items()}
@@ -149,9 +156,8 @@ class Task:
                 raise _in_the_way(self.job.target) from None
             return Result(self.job.source, SKIPPED, self.job.target, reason="another run restored it meanwhile")
         written = {name: self.job.side_picture(name) for name in made}
-        return Result(
-            self.job.source, RESTORED, self.job.target, written, notices=tuple(output.notices), reason=self.again
-        )
+        notices = tuple(dict.fromkeys(told))
+        return Result(self.job.source, RESTORED, self.job.target, written, notices=notices, reason=self.again)
 
     def _own(self) -> Entry | None:
         """The entry of the output, None where there is no output.
@@ -201,8 +207,6 @@ class Task:
 
     def _compare(self, entry: Entry) -> Result:
         """Draw the comparison of before and after."""
-        from diffbody.side_pictures import before_after
-
         path = self.job.side_picture(BEFORE_AFTER)
         data = encode_image(before_after(read_image(self.job.source).pixels, read_image(self.job.target).pixels))
         hashes = {**entry.side_pictures, BEFORE_AFTER: hashlib.sha256(data).hexdigest()}
@@ -236,7 +240,7 @@ class Task:
                 path.unlink(missing_ok=True)
 
 
-def failure(source: Path, error: BaseException) -> Result:
+def failure(job: Job, error: BaseException) -> Result:
     """A picture that failed.
 
     Raises:
@@ -245,12 +249,14 @@ def failure(source: Path, error: BaseException) -> Result:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in STORAGE_ERRORS:
-            raise StorageError(one_line(f"{source}: cannot be written: {cause.strerror}")) from error
+            raise StorageError(one_line(f"{job.target}: cannot be written: {cause.strerror}")) from error
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, StorageError):
         raise error
     text = str(error) or type(error).__name__
-    return Result(source, FAILED, reason=one_line(text if isinstance(error, ImageError) else f"{source}: {text}"))
+    return Result(
+        job.source, FAILED, reason=one_line(text if isinstance(error, ImageError) else f"{job.source}: {text}")
+    )
 
 
 def check_absent(paths: Sequence[Path]) -> None:

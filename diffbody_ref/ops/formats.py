@@ -79,7 +79,7 @@ OUTPUT_FORMATS = (
     ),
     OutputFormat("WEBP", (".webp",), quality=95, dpi=False, options={"exact": True}),
     OutputFormat("AVIF", (".avif",), quality=90, dpi=False, options={"subsampling": "4:4:4"}),
-    OutputFormat("TIFF", (".tif", ".tiff"), options={"compression": "tiff_adobe_deflate"}),
+    OutputFormat("TIFF", (".tif", ".tiff")),  # not compressed: with compression, Pillow cannot write EXIF
 )
 
 OUTPUT_SUFFIXES: tuple[str, ...] = tuple(suffix for format in OUTPUT_FORMATS for suffix in format.suffixes)

@@ -159,11 +159,18 @@ def _lost_in_decoding(image: Image.Image) -> list[str]:
         # To count those of a GIF or a TIFF, the whole file must be read.
         count = f" of {image.n_frames}" if image.format not in ("GIF", "TIFF") else ""  # type: ignore[attr-defined]
         notices.append(f"the file holds several frames or pages: the first{count} is taken")
-    layout = [part for tile in getattr(image, "tile", []) for part in (tile.args if tile.args else ())]
-    deep = any(isinstance(part, str) and ";16" in part for part in layout)
-    if image.mode not in DEEP_MODES and (deep or image.info.get("bit_depth", 8) > 8):
+    if image.mode not in DEEP_MODES and _is_deep(image):
         notices.append("colours of more than 8 bits a channel: read with 8")
     return notices
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an opened file, not decoded yet, has more than 8 bits a channel."""
+    for tile in getattr(image, "tile", []):
+        layout, *numbers = (tile.args,) if isinstance(tile.args, str) else tile.args or ("",)
+        if ";16" in str(layout) or (tile.codec_name.startswith("ppm") and numbers[0] > 255):
+            return True
+    return image.info.get("bit_depth", 8) > 8  # which pillow-heif tells
 
 
 def _check_side(image: Image.Image, name: str) -> None:
@@ -255,7 +262,7 @@ def encode_image(
     buffer = io.BytesIO()
     try:
         image.save(buffer, format=target.name, **options)
-    except (OSError, ValueError, KeyError) as error:  # KeyError: this Pillow lacks the format
+    except (OSError, ValueError, RuntimeError, KeyError) as error:  # KeyError: this Pillow lacks the format
         raise ImageError(f"cannot encode {image.width}x{image.height} as {target.name}: {error}") from error
     return buffer.getvalue()
 

@@ -63,8 +63,8 @@ def read_metadata(image: Image.Image) -> tuple[Metadata, list[str]]:
     """What an opened file says, and a sentence each on what cannot be kept. Broken EXIF is removed from the image."""
     notices = []
     try:
-        kept_exif = _copy(image.getexif())
-        details = kept_exif.get(ExifTags.IFD.Exif, {})
+        kept_exif = _copy(_read_exif(image))
+        details = kept_exif.get_ifd(ExifTags.IFD.Exif) if ExifTags.IFD.Exif in kept_exif else {}
         if details.get(_BASE.ColorSpace, _SRGB) != _SRGB:
             if not image.info.get("icc_profile"):
                 notices.append("EXIF states a colour space other than sRGB without a profile of it: read as sRGB")
@@ -96,11 +96,13 @@ def save_options(metadata: Metadata, height: int, width: int, target: OutputForm
     """
     options: dict[str, Any] = {}
     exif = _exif_for(metadata, height, width, target)
-    if exif and len(exif) <= target.most_metadata:
-        options["exif"] = exif
+    xmp = metadata.xmp if len(metadata.xmp) <= target.most_metadata else b""
+    if xmp and target.name == "TIFF":
+        exif[_XMP_TAG] = xmp
+    if len(exif) and len(data := exif.tobytes()) <= target.most_metadata:
+        options["exif"] = exif if target.name == "TIFF" else data  # of bytes, the writer of TIFFs keeps ASCII only
     if metadata.dpi and target.dpi:
         options["dpi"] = metadata.dpi
-    xmp = metadata.xmp if len(metadata.xmp) <= target.most_metadata else b""
     if target.name == "PNG":
         options["pnginfo"] = chunks = PngImagePlugin.PngInfo()
         chunks.add(b"sRGB", b"\0")  # shorter than a profile, and says the same
@@ -108,25 +110,35 @@ def save_options(metadata: Metadata, height: int, width: int, target: OutputForm
             chunks.add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
         return options
     options["icc_profile"] = srgb_profile()
-    if xmp and target.name == "TIFF":
-        options["tiffinfo"] = {_XMP_TAG: xmp}
-    elif xmp:
+    if xmp and target.name != "TIFF":
         options["xmp"] = xmp
     return options
 
 
-def _exif_for(metadata: Metadata, height: int, width: int, target: OutputFormat) -> bytes:
-    """EXIF for a file of this size in pixels; b"" if there is nothing to say."""
+def _exif_for(metadata: Metadata, height: int, width: int, target: OutputFormat) -> Image.Exif:
+    """EXIF for a file of this size in pixels; without any tag if there is nothing to say."""
     exif = Image.Exif()
     if metadata.exif:
         exif.load(metadata.exif)
     exif = _copy(exif)
-    details = exif.get(ExifTags.IFD.Exif, {})
+    details = exif.get_ifd(ExifTags.IFD.Exif) if ExifTags.IFD.Exif in exif else {}
     details.update({tag: size for tag, size in zip(_SIZE, (width, height), strict=True) if tag in details})
     if metadata.dpi and not target.dpi and _BASE.XResolution not in exif:
         exif[_BASE.XResolution], exif[_BASE.YResolution] = metadata.dpi
         exif[_BASE.ResolutionUnit] = 2  # inches
-    return exif.tobytes() if len(exif) else b""
+    return exif
+
+
+def _read_exif(image: Image.Image) -> Image.Exif:
+    """
+    Raises:
+        Exception: of any kind, where it is broken. Pillow's `getexif` raises at its first call only.
+    """
+    if "exif" not in image.info:
+        return image.getexif()
+    exif = Image.Exif()
+    exif.load(image.info["exif"])
+    return exif
 
 
 def _copy(exif: Image.Exif) -> Image.Exif:
@@ -139,7 +151,8 @@ def _copy(exif: Image.Exif) -> Image.Exif:
     for pointer in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
         entries = exif.get_ifd(pointer) if pointer in exif else {}
         if entries := {tag: _writable(value) for tag, value in entries.items() if tag not in _POINTERS}:
-            copy[pointer] = entries
+            copy.get_ifd(pointer).update(entries)
+            copy[pointer] = 0  # where it is: the writer will know
     return copy
 
 

@@ -25,7 +25,7 @@ MAX_SCANS = 200  # of a JPEG; libjpeg writes 10. Each costs 0.12 s at 100 millio
 MAX_REASON = 200  # characters of a library's message
 
 # A JPEG 2000 of code blocks of 4x4 takes 94 bytes of memory a pixel, one of precincts of 2x2 more than 1000; encoders
-# write 32 or 64, and 128 or more.
+# write code blocks of 32 or 64, and precincts of 128 or more.
 MIN_CODE_BLOCK, MIN_PRECINCT = 4, 5  # binary logarithms of a side in pixels: 16 and 32
 
 _JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # those with a length, and the end
@@ -191,11 +191,17 @@ def _is_tiny(style: bytes, parameters: bytes) -> bool:
 
     Args:
         style: its first bit says that the precincts' sizes are given.
-        parameters: number of decompositions, logarithms of the code block's sides less 2, style, transform, precincts.
+        parameters: number of decompositions, logarithms of the code block's sides less 2, style, transform, and the
+            logarithms of the precincts' sides, two in a byte, from the smallest resolution to the full one.
     """
     blocks = [value + 2 for value in parameters[1:3]]
-    precincts = parameters[5 : 6 + parameters[0]] if style and style[0] & 1 else b""
-    sides = [side for value in precincts for side in (value & 15, value >> 4)]
+    decompositions = parameters[0] if parameters else 0
+    precincts = parameters[5 : 6 + decompositions] if style and style[0] & 1 else b""
+    sides = [
+        side + decompositions - resolution  # in pixels of the full picture
+        for resolution, value in enumerate(precincts)
+        for side in (value & 15, value >> 4)
+    ]
     return min(blocks, default=MIN_CODE_BLOCK) < MIN_CODE_BLOCK or min(sides, default=MIN_PRECINCT) < MIN_PRECINCT
 
 

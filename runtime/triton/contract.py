@@ -119,6 +119,7 @@ AFTER = TritonTensor("AFTER", "FP64", (2,))  # the span of the model before; see
 # These go from model to model. Notation is that of `diffbody_ref.pipeline`, with P people and K parts.
 PICTURE = TritonTensor("picture", "FP32", (3, -1, -1))  # y at its padded working size, in [0, 1]
 ALPHA = TritonTensor("alpha", "FP32", (-1, -1))  # the picture's opacity; 0×0 where it has none
+SOURCE = TritonTensor("source", "BYTES")  # JSON: the metadata of the picture's file, and notices on reading it
 REGRESSION = TritonTensor("regression", "FP32", (3, -1, -1))  # r
 BOXES = TritonTensor("boxes", "FP32", (-1, 5))  # of the people: x0, y0, x1, y1 in pixels, score
 POSE = TritonTensor("pose", "FP32", (3, -1, -1))
@@ -188,7 +189,7 @@ def _one_after_the_other(*models: ModelTensors) -> tuple[ModelTensors, ...]:
 
 _TARGET = (EMBEDDINGS, VISIBILITY, WINDOWS)  # what body guidance aims at
 TIMED_MODELS = _one_after_the_other(
-    _timed("preprocess", (TICKET, *REQUEST), (PICTURE, ALPHA, SETTINGS)),
+    _timed("preprocess", (TICKET, *REQUEST), (PICTURE, ALPHA, SOURCE, SETTINGS)),
     _timed("restorer", (PICTURE, SETTINGS), (REGRESSION,)),
     _timed("pose", (REGRESSION, SETTINGS), (BOXES, POSE)),
     _timed("parts", (REGRESSION, BOXES, SETTINGS), (ATTENTION, *_TARGET)),
@@ -207,7 +208,7 @@ TIMED_MODELS = _one_after_the_other(
 _SPANS = tuple(span_input(model.name) for model in TIMED_MODELS)
 _POSTPROCESS = ModelTensors(
     "postprocess",
-    (DECODED, REGRESSION, ALPHA, BOXES, LOSS_CURVE, NOTICES, STEPS_DONE, SETTINGS, *_SPANS),
+    (DECODED, REGRESSION, ALPHA, SOURCE, BOXES, LOSS_CURVE, NOTICES, STEPS_DONE, SETTINGS, *_SPANS),
     ANSWER,
 )
 

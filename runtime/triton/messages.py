@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from diffbody_ref.ops.images import MAX_PIXELS, MIN_SIDE, Picture, decode_image
+from diffbody_ref.ops.metadata import Metadata
 from diffbody_ref.ops.noise import check_seed
 from runtime.triton.contract import (
     IMAGE,
@@ -29,7 +30,7 @@ from runtime.triton.contract import (
     TritonTensor,
 )
 
-MAX_PROMPT = 10_000  # characters; the text encoder reads the first 75 tokens
+MAX_PROMPT = 10_000  # characters; a notice tells what of them the text encoder did not read
 MAX_TEXT = 100  # characters of any other text, such as the name of a sampler
 MAX_FILE = 64 << 20  # bytes of an encoded picture
 FORMATS = ("png", "jpg", "webp")
@@ -84,6 +85,17 @@ class RestorationReport:
         values = json.loads(text)
         spans = {name: (start, end) for name, (start, end) in values["spans"].items()}
         return cls(**{**values, "spans": spans, "loss_curve": [(t, loss) for t, loss in values["loss_curve"]]})
+
+
+def write_source(picture: Picture) -> str:
+    """What the answer takes over from a request's picture, its metadata and notices, as JSON in one line."""
+    return json.dumps({"metadata": picture.metadata.to_json(), "notices": picture.notices})
+
+
+def read_source(text: str | bytes) -> tuple[Metadata, list[str]]:
+    """The metadata and notices that `write_source` wrote."""
+    values = json.loads(text)
+    return Metadata.from_json(values["metadata"]), values["notices"]
 
 
 def since_first(spans: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:

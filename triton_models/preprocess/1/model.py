@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from diffbody_ref.ops.processing import preprocess
-from runtime.triton.contract import ALPHA, PICTURE, SETTINGS, TICKET
-from runtime.triton.messages import read_request
+from runtime.triton.contract import ALPHA, PICTURE, SETTINGS, SOURCE, TICKET
+from runtime.triton.messages import read_request, write_source
 from runtime.triton.models import Model, read_tensors
 from runtime.triton.settings import Settings, Ticket
 
@@ -39,5 +39,6 @@ class TritonPythonModel(Model):
         return {
             PICTURE.name: preprocess(asked.picture, sizes),
             ALPHA.name: alpha[None],
+            SOURCE.name: np.array([[write_source(asked.picture).encode()]], np.object_),
             SETTINGS.name: settings.to_tensor(),
         }
