@@ -76,7 +76,8 @@ def url(server: Server, protocol: str) -> str:
 
 
 def in_process(restorer: Restorer, picture: Picture, output_format: str = "png", **call: Any) -> bytes:
-    return encode_image(restorer.restore(picture, **call).pixels, format=output_format)
+    restored = restorer.restore(picture, **call)
+    return encode_image(restored.pixels, format=output_format, metadata=restored.metadata)
 
 
 def metric(server: Server, name: str) -> float:
@@ -158,6 +159,22 @@ def test_nobody_in_the_picture_is_said(client: Client) -> None:
     assert answer.report.people == 0
     assert "no person found" in answer.report.notices[0]
     assert answer.report.loss_curve == []
+
+
+def test_metadata_and_notices_come_back(client: Client) -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "Maker", 6
+    frames = [Image.new("RGBA", (64, 32), (200, 90, 60, alpha)) for alpha in (255, 128)]
+    file = io.BytesIO()
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:], exif=exif.tobytes(), xmp=b"<x:xmpmeta/>")
+    answer = client.restore(file.getvalue(), num_inference_steps=2, output_format="jpg")
+    with Image.open(io.BytesIO(answer.image)) as image:
+        assert image.getexif()[0x010F] == "Maker"
+        assert 0x0112 not in image.getexif()
+        assert image.info["xmp"] == b"<x:xmpmeta/>"
+        assert image.width < image.height
+    assert answer.report.notices[0] == "the file holds several frames or pages: the first of 2 is taken"
+    assert answer.report.notices[-1] == "JPEG holds no transparency: laid over white"
 
 
 def test_steps_of_concurrent_requests_run_together(server: Server) -> None:
