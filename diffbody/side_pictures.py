@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from diffbody.files.names import BEFORE_AFTER
 from diffbody_ref.ops.contact import labelled_grid
 from diffbody_ref.ops.images import resize
+
+BEFORE_AFTER = "before_after"
+INTERMEDIATES = ("regression", "pose", "attention", "loss")
+SIDE_PICTURES = (BEFORE_AFTER, *INTERMEDIATES)
 
 OVERLAY_OPACITY = 0.7
 CHART_SIZE = (640, 360)  # width, height
@@ -23,7 +26,7 @@ def draw(names: Sequence[str], before: np.ndarray, after: np.ndarray, found: Any
     """The side pictures of one restored picture, float32 (H, W, 3) in [0, 1] by name.
 
     Args:
-        names: which of `diffbody.files.names.SIDE_PICTURES`; "loss" is left out where there was no guided step.
+        names: which of `SIDE_PICTURES`; "loss" is left out where there was no guided step.
         before, after: the input and the restored picture, float32 (H, W, 3) in [0, 1].
         found: the pipeline's intermediates: regression, pose, attention, loss_curve.
     """

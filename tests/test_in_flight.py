@@ -15,7 +15,7 @@ from diffbody_ref.ops.options import RestoreOptions
 from diffbody_ref.ops.processing import Sizes
 from diffbody_ref.ops.samplers import StepInfo, make_schedule
 from runtime.bundle import Bundle
-from runtime.restore import Restorer
+from runtime.restore import Restorer, load_tokenizer
 from runtime.steps import Sampling
 from runtime.triton.contract import (
     ATTENTION,
@@ -293,7 +293,8 @@ def test_a_requests_tensors_become_a_flight_and_its_end_becomes_tensors() -> Non
     def infer(stage: str, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise AssertionError(f"{stage} ran")
 
-    restorer = Restorer(Bundle.open(NANO_FOLDER).manifest, infer, lambda prompt: np.zeros(0, np.int64))
+    bundle = Bundle.open(NANO_FOLDER)
+    restorer = Restorer(bundle.manifest, infer, load_tokenizer(bundle))
     geometry, rng = restorer.geometry, np.random.default_rng(0)
     parts, side = len(geometry.part_names), 64
     shapes = {

@@ -232,7 +232,12 @@ def engine_config(
 def output_options(
     format: Annotated[
         FormatName | None,
-        file_option("File format of the outputs that -o does not name.", show_default="png", **one_of(FormatName)),
+        # Beside the choices themselves, as other options have them, nothing else would fit into 80 columns.
+        file_option(
+            f"File format of the outputs that -o does not name: {', '.join(get_args(FormatName))}.",
+            metavar="FORMAT",
+            show_default="png",
+        ),
     ] = None,
     quality: Annotated[
         int | None,

@@ -181,6 +181,7 @@ def restore(
     from diffbody.cli.recipes import recipe
     from diffbody.cli.report import Report
     from diffbody.cli.streams import standard_streams
+    from diffbody.side_pictures import BEFORE_AFTER, INTERMEDIATES
 
     settings |= without_none(body_guidance_every=body_guidance_every, upscale=upscale, tile_size=tile_size)
     check_options(settings, seed)
@@ -189,7 +190,7 @@ def restore(
     if remote.urls and intermediates:
         raise ValueError("--intermediates: a server sends the restored picture only; restore here, without --url")
     call = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed, **settings}
-    side_pictures = (files.BEFORE_AFTER,) * compare + files.INTERMEDIATES * intermediates
+    side_pictures = (BEFORE_AFTER,) * compare + INTERMEDIATES * intermediates
     folder = (bundle or NANO_FOLDER) if model is None else model_folder(model)
     one_at_a_time = not remote.urls
 
@@ -199,7 +200,9 @@ def restore(
         report = Report(says, plan.single, not streams.to_stdout, streams.hidden)
         report.left_out(plan.left_out)
         with progress_bars(not says.quiet) as bars:
-            show = Progress(bars, len(plan.jobs), settings["num_inference_steps"], says.quiet or plan.single)
+            show = Progress(
+                bars, len(plan.jobs), settings["num_inference_steps"], says.quiet or says.as_json or plan.single
+            )
 
             def load() -> RestoreFile:
                 if remote.urls:

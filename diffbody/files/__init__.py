@@ -5,21 +5,18 @@ A restored `NAME.jpg` is called `NAME.restored.png`. Side pictures, such as one 
 """
 
 from diffbody.files.inputs import LEFT_OUT, Failure, Found, LeftOut, Source, collect, left_out_lines
-from diffbody.files.names import BEFORE_AFTER, INTERMEDIATES, MARK, SIDE_PICTURES
+from diffbody.files.names import MARK
 from diffbody.files.plan import Job, Plan, StorageError, check_writable, plan
 from diffbody.files.record import RECORD, Recipe, Record, sha256_of
 from diffbody.files.run import RestoreFile, Summary, run
 from diffbody.files.task import FAILED, RESTORED, SKIPPED, Output, Result, Settings, check_absent
 
 __all__ = [
-    "BEFORE_AFTER",
     "FAILED",
-    "INTERMEDIATES",
     "LEFT_OUT",
     "MARK",
     "RECORD",
     "RESTORED",
-    "SIDE_PICTURES",
     "SKIPPED",
     "Failure",
     "Found",

@@ -12,10 +12,9 @@ import re
 import unicodedata
 from pathlib import Path
 
+from diffbody.side_pictures import SIDE_PICTURES
+
 MARK = ".restored"
-BEFORE_AFTER = "before_after"
-INTERMEDIATES = ("regression", "pose", "attention", "loss")
-SIDE_PICTURES = (BEFORE_AFTER, *INTERMEDIATES)
 HASH_DIGITS = 8
 
 # What Windows does not allow in a name (Microsoft, "Naming Files, Paths, and Namespaces"): characters, and devices'

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from diffbody.files.names import BEFORE_AFTER, SIDE_PICTURES
 from diffbody.files.plan import STORAGE_ERRORS, Job, StorageError
 from diffbody.files.record import Entry, Recipe, Record, sha256_of
 from diffbody.lines import one_line
+from diffbody.side_pictures import BEFORE_AFTER, SIDE_PICTURES, before_after
 from diffbody_ref.ops.files import whole_file
 from diffbody_ref.ops.images import ImageError, ImageExistsError, Picture, encode_image, lost_in_encoding, read_image
 
@@ -207,8 +207,6 @@ class Task:
 
     def _compare(self, entry: Entry) -> Result:
         """Draw the comparison of before and after."""
-        from diffbody.side_pictures import before_after
-
         path = self.job.side_picture(BEFORE_AFTER)
         data = encode_image(before_after(read_image(self.job.source).pixels, read_image(self.job.target).pixels))
         hashes = {**entry.side_pictures, BEFORE_AFTER: hashlib.sha256(data).hexdigest()}

@@ -212,10 +212,7 @@ class PeopleFolder:
         """The numbers of a folder's identities, each assigned at its first picture; splits share their people."""
         folder = folder_of(self.folders[number])[0].resolve()
         for identity in self._readers[number].identities():
-            if identity is None:
-                yield None
-            else:
-                yield self.identities.setdefault((folder, identity), len(self.identities))
+            yield None if identity is None else self.identities.setdefault((folder, identity), len(self.identities))
 
 
 def _sha256(*parts: bytes) -> str:

@@ -113,5 +113,5 @@ def _text(value: Any) -> str:
 
 
 def _degradation(values: Any) -> DegradationConfig:
-    fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-    return DegradationConfig(**fields)
+    arguments: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+    return DegradationConfig(**arguments)

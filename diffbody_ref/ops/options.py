@@ -27,6 +27,7 @@ class ModelSettings:
         body_guidance_scale: see `RestoreOptions`.
         strength: see `RestoreOptions`.
         use_residual: see `RestoreOptions`.
+        sampler: see `RestoreOptions`.
     """
 
     base_height: int = 1024
@@ -36,11 +37,16 @@ class ModelSettings:
     body_guidance_scale: float = 0.1
     strength: float = 1.0
     use_residual: bool = False
+    sampler: str = "ddpm"
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> ModelSettings:
         """The settings among other values, such as those of a pipeline's configuration."""
         return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
+
+    def of_pipeline(self) -> dict[str, Any]:
+        """What a pipeline's configuration holds: all but the sampler, which its scheduler says."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "sampler"}
 
     def options(self, **asked: Any) -> RestoreOptions:
         """The options of a call: what was not asked for (None) is the model's value, or else the class's.
@@ -116,7 +122,7 @@ class RestoreOptions:
     body_guidance_stop: int = -1
     body_guidance_every: int = 1
     strength: float = ModelSettings.strength
-    sampler: str = "ddpm"
+    sampler: str = ModelSettings.sampler
     colour_fix: str = "wavelet"
     use_residual: bool = ModelSettings.use_residual
     upscale: float | None = None

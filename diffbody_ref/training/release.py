@@ -6,7 +6,6 @@ and of which components it was made.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -47,7 +46,7 @@ def release(components: Path, out: Path, preset: str, runs: Path | None = None) 
     """
     silence_libraries()
     check_complete(components)
-    settings = dataclasses.asdict(check_preset(preset))
+    settings = check_preset(preset).of_pipeline()
     parts = {
         name: load_or_build_component(components, name, preset)
         if name in UNTRAINED

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from diffbody_ref.ops.results import notices
-from runtime.restore import Parts, Restorer, guided_people
+from runtime.restore import Parts, Restorer
 from runtime.steps import Target
 from runtime.triton.contract import (
     ATTENTION,
@@ -43,7 +42,7 @@ def flight_of(restorer: Restorer, tensors: Mapping[str, np.ndarray], settings: S
     text, boxes = (np.array(tensors[each.name][0]) for each in (TEXT, BOXES))
     parts = Parts(attention, target)
     sampling = restorer.begin(latents, pose, parts, text, settings.options, settings.seed)
-    told = notices(len(boxes), guided_people(sampling.views), settings.options)
+    told = restorer.notices(len(boxes), sampling, settings.prompt, settings.negative_prompt)
     return Flight(sampling, began, settings.ticket.deadline, (settings.sizes.height, settings.sizes.width), told)
 
 

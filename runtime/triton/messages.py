@@ -30,7 +30,7 @@ from runtime.triton.contract import (
     TritonTensor,
 )
 
-MAX_PROMPT = 10_000  # characters; the text encoder reads the first 75 tokens
+MAX_PROMPT = 10_000  # characters; a notice tells what of them the text encoder did not read
 MAX_TEXT = 100  # characters of any other text, such as the name of a sampler
 MAX_FILE = 64 << 20  # bytes of an encoded picture
 FORMATS = ("png", "jpg", "webp")
