@@ -422,7 +422,7 @@ def test_choices_are_all_that_there_are() -> None:
         ("restore", "format", [format.suffixes[0].lstrip(".") for format in OUTPUT_FORMATS]),
         ("caption", "response_format", RESPONSE_FORMATS),
         ("evaluate", "suite", SUITES),
-        ("evaluate", "degradation", DEGRADATIONS),
+        ("evaluate", "degradation", {*DEGRADATIONS, "model"}),
         ("release", "preset", PRESETS),
     ):
         (parameter,) = (each for each in COMMANDS[command].params if each.name == option)

@@ -67,21 +67,22 @@ def needing(*packages: str) -> Callable[[Callable[..., None]], Callable[..., Non
     return decorate
 
 
+# First what only the largest extra brings, so that its name is told.
 REFERENCE = ("torch", "diffusers", "transformers", "safetensors")
-TRAINING = (*REFERENCE, "accelerate", "scipy", "matplotlib")
-SYNTHESIS = ("torch", "anny", "warp", "scipy")
-EVALUATION = (*REFERENCE, "skimage", "scipy", "matplotlib")
+TRAINING = ("scipy", "matplotlib", "accelerate", *REFERENCE)
+SYNTHESIS = ("anny", "warp", "scipy", "torch")
+EVALUATION = ("skimage", "scipy", "matplotlib", *REFERENCE)
 
 app.command(no_args_is_help=True)(restore.restore)
 app.command(no_args_is_help=True)(needing(*TRAINING)(training.train))
-app.command("train-all", no_args_is_help=True)(needing(*TRAINING, *SYNTHESIS, *EVALUATION)(training.train_all))
+app.command("train-all", no_args_is_help=True)(needing(*SYNTHESIS, *EVALUATION, *TRAINING)(training.train_all))
 app.command("import", no_args_is_help=True)(needing(*REFERENCE)(training.import_checkpoints))
 app.command(no_args_is_help=True)(needing(*REFERENCE)(training.release))
 app.command(no_args_is_help=True)(needing(*SYNTHESIS)(data.synth))
 app.command(no_args_is_help=True)(data.clean)
 app.command(no_args_is_help=True)(data.caption)
 app.command(no_args_is_help=True)(needing(*EVALUATION)(evaluation.evaluate))
-app.command()(needing(*REFERENCE, "onnx", "onnxscript")(bundles.export))
+app.command()(needing("onnx", "onnxscript", *REFERENCE)(bundles.export))
 app.command(no_args_is_help=True)(bundles.plan)
 app.command(no_args_is_help=True)(needing(*REFERENCE)(bundles.parity))
 app.command("triton-repo", no_args_is_help=True)(serving.triton_repo)
