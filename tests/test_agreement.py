@@ -124,7 +124,7 @@ def test_a_run_goes_on_with_its_own_networks(people: Path, tmp_path: Path) -> No
     config = config_for("pose", people, tmp_path, crop=0, tuning="keypoints", steps=2)
     train(config, stop_after=1)
     save_component(tmp_path / "pipeline", "pose_detector", build_component("pose_detector", "nano"))
-    with pytest.raises(ValueError, match="other networks that the stage builds on.*--allow-change pipeline"):
+    with pytest.raises(ValueError, match=r"other networks that the stage builds on.*--allow-change pipeline"):
         train(config)
 
 
