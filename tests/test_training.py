@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,31 @@ def test_the_shipped_configurations_load(path: Path) -> None:
     assert config.preset == ("nano" if path.parent.name.startswith("nano") else "sd21")
     assert config.output.startswith("runs/")
     assert path.stem.startswith(config.stage)
+
+
+def stated_memory(path: Path) -> dict[int, float]:
+    """GiB by number of devices, as the recipe's comment states them."""
+    (line,) = [line for line in path.read_text().splitlines() if line.startswith("# Memory, counted: ")]
+    found = re.findall(r"([\d.]+) GiB on (one device|each of (\d))", line)
+    return {int(count or 1): float(need) for need, _, count in found}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_recipes_state_a_memory_that_there_is(path: Path) -> None:
+    stated = stated_memory(path)
+    # A tenth is for what is not counted: the allocator's gaps, workspaces, CUDA's context, 1 to 3 GiB in experience.
+    assert stated[1] < (1 if path.parent.name == "nano" else 0.9 * 80)
+    assert stated.get(4, 0.0) < 0.9 * 40  # the paper's GPUs
+    if path.parent.name in ("paper", "diffbir"):
+        assert 4 in stated
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_the_stated_memory_is_what_is_counted(path: Path) -> None:
+    from benchmarks.training_memory import describe_recipe
+
+    assert f"# {describe_recipe(load_config(path))}" in path.read_text().splitlines()
 
 
 def test_the_papers_recipe_is_the_papers() -> None:

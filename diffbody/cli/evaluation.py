@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from diffbody.cli.console import progress_bar
+from diffbody.cli.console import complain, progress_bar
 from diffbody.cli.options import (
     Device,
     Model,
@@ -142,5 +141,5 @@ def evaluate(
             lambda done, total, at_work: show(done, total, at_work or "restorations"),
         )
     for notice in report.notices:
-        print(f"diffbody: notice: {notice}", file=sys.stderr)
+        complain(notice, "notice")
     print(out / "report.md")

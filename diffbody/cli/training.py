@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from diffbody.cli.console import progress_bar
+from diffbody.cli.console import complain, progress_bar
 from diffbody.cli.options import one_of
 from diffbody_ref.ops.progress import silent
 
@@ -90,7 +89,7 @@ def _tell(result: TrainingResult, config: TrainConfig) -> None:
     from diffbody_ref.training.release import missing
 
     for notice in result.notices:
-        print(f"diffbody: notice: {notice}", file=sys.stderr)
+        complain(notice, "notice")
     if not result.finished:
         where = f"; its checkpoint is {result.checkpoint}" if result.checkpoint else ""
         print(

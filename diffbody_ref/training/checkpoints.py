@@ -131,7 +131,9 @@ def _read(path: Path, mmap: bool = False) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         state["settings"], state["mixed"]
-    except (RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (RuntimeError, KeyError, TypeError, pickle.UnpicklingError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which torch finds a short file to be
+            raise
         reason = str(error).splitlines()[0][:120] if not isinstance(error, KeyError) else f"it has no {error}"
         raise ValueError(f"{path}: not a checkpoint that this version can go on from: {reason}") from None
     return state
