@@ -199,8 +199,7 @@ def test_a_command_over_http_says_nothing_of_its_connections(server: Server, tmp
 
 
 def test_no_server_there_is_one_line(tmp_path: Path) -> None:
-    done: Any = subprocess.run(
-        restore_command("127.0.0.1:1", tmp_path), capture_output=True, text=True, env=ENVIRONMENT
-    )
+    command = restore_command("127.0.0.1:1", tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 2
     assert "127.0.0.1:1: no server answers" in done.stderr
