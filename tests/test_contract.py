@@ -178,7 +178,7 @@ def test_parameters_come_back_from_a_configuration() -> None:
 def test_settings_go_from_model_to_model() -> None:
     options = RestoreOptions(num_inference_steps=3, upscale=1.5, tile_size=128)
     ticket = Ticket("secret", 2**63 - 1, 12.5)
-    settings = Settings(options, Sizes(20, 30, 32, 32, 40, 60), "a man", "ü", 2**64 - 1, "png", ticket)
+    settings = Settings(options, Sizes(20, 30, 32, 32, 40, 60), "a man", "ü", 2**64 - 1, "png", True, ticket)
     tensor = settings.to_tensor()
     assert tensor.shape == (1, 1)
     assert Settings.from_tensor(tensor) == settings

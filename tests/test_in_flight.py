@@ -308,7 +308,9 @@ def test_a_requests_tensors_become_a_flight_and_its_end_becomes_tensors() -> Non
     }
     tensors = {tensor.name: rng.random((1, *shape), np.float32) for tensor, shape in shapes.items()}
     options = restorer.settings.options(num_inference_steps=1, body_guidance_scale=0.0)
-    settings = Settings(options, Sizes(side, side, side, side, side, side), "", "", 5, "png", Ticket("", 7, 123.0))
+    settings = Settings(
+        options, Sizes(side, side, side, side, side, side), "", "", 5, "png", False, Ticket("", 7, 123.0)
+    )
     made = flight_of(restorer, tensors, settings)
     for array in tensors.values():
         array.fill(0)  # Triton takes its memory back

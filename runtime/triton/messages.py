@@ -6,6 +6,7 @@ default.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import math
@@ -47,6 +48,7 @@ class Request:
         negative_prompt: what it should not show.
         seed: of the noise.
         output_format: of the answer's picture, one of `FORMATS`.
+        as_text: the picture came as base64, and the answer's goes so: JSON holds no bytes.
     """
 
     picture: Picture
@@ -55,6 +57,7 @@ class Request:
     negative_prompt: str = ""
     seed: int = 0
     output_format: str = "png"
+    as_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,10 @@ def read_request(tensors: Mapping[str, np.ndarray], max_pixels: int = MAX_PIXELS
     values = read_values(tensors)
     options = {tensor.argument: values.pop(tensor.argument) for tensor in OPTIONS if tensor.argument in values}
     if IMAGE.name in tensors:
-        picture = _decode_file(tensors[IMAGE.name], max_pixels)
+        picture, as_text = _decode_file(tensors[IMAGE.name], max_pixels)
     else:
-        picture = _picture_of_pixels(tensors[PIXELS.name], max_pixels)
-    return Request(picture, options, **values)
+        picture, as_text = _picture_of_pixels(tensors[PIXELS.name], max_pixels), False
+    return Request(picture, options, **values, as_text=as_text)
 
 
 def read_values(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -170,14 +173,19 @@ def _text(tensor: TritonTensor, value: bytes | str) -> str:
     return text
 
 
-def _decode_file(array: np.ndarray, max_pixels: int) -> Picture:
+def _decode_file(array: np.ndarray, max_pixels: int) -> tuple[Picture, bool]:
+    """The picture, and whether it came as base64. No picture file is of base64's characters only."""
     if array.size != 1:
         raise ValueError(f"{IMAGE.name} must be one encoded picture, got shape {array.shape}")
     data = array.reshape(-1)[0]
     data = data.encode() if isinstance(data, str) else bytes(data)
     if len(data) > MAX_FILE:
         raise ValueError(f"{IMAGE.name} has {len(data):,} bytes; at most {MAX_FILE:,}")
-    return decode_image(data, IMAGE.name, max_pixels)
+    try:
+        binary = base64.b64decode(data.strip(), validate=True)
+    except ValueError:
+        return decode_image(data, IMAGE.name, max_pixels), False
+    return decode_image(binary, IMAGE.name, max_pixels), True
 
 
 def _picture_of_pixels(array: np.ndarray, max_pixels: int) -> Picture:

@@ -31,6 +31,7 @@ from runtime.triton.tritonserver import (
     arguments,
     choose_ports,
     find_triton,
+    knows_option,
     parse_log_line,
 )
 
@@ -177,6 +178,8 @@ class Server:
         shutil.rmtree(run_folder.folder("triton"))
         triton = find_triton(run_folder.folder("triton"))
         command = [str(triton.binary), *arguments(self.config, self.ports, run_folder.shared_memory_prefix)]
+        if self.config.shared_memory and knows_option(triton, "allow-client-shm"):
+            command.append("--allow-client-shm=true")
         if triton.backends is not None:
             command += ["--backend-directory", str(triton.backends)]
         self.process = subprocess.Popen(

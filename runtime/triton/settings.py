@@ -77,6 +77,7 @@ class Settings:
         negative_prompt: what it should not show.
         seed: of the noise.
         output_format: "png", "jpg" or "webp".
+        as_text: whether the answer's picture is base64.
         ticket: of the request.
     """
 
@@ -86,6 +87,7 @@ class Settings:
     negative_prompt: str
     seed: int
     output_format: str
+    as_text: bool
     ticket: Ticket
 
     def to_tensor(self) -> np.ndarray:

@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from runtime.triton.addresses import join
 from runtime.triton.config import ServerConfig
-from runtime.triton.contract import API_KEY_HEADER
+from runtime.triton.contract import API_KEY_HEADER, MODEL
 
 # Triton's services but for health and metrics. With an API key, they ask for it.
 FOR_CLIENTS = ("inference", "model-config", "statistics", "metadata")
@@ -27,7 +28,7 @@ SHARED_MEMORY = "shared-memory"
 # Nobody needs these on a server that loads its models once and writes its log where its launcher says: files can be
 # written by them, and models changed.
 NOT_FOR_CLIENTS = ("trace", "logging", "model-repository")
-CALLS_AT_A_TIME = 1024  # of models by models: the models in front of the pipeline call it for every request at work
+MIN_CALLS = 16
 READY_SECONDS = 600.0  # the largest models take minutes to load
 STOP_SECONDS = 20.0  # from the signal to stop until the server is killed
 
@@ -71,7 +72,7 @@ def arguments(config: ServerConfig, ports: Mapping[str, int], shared_memory: str
         # A large model takes minutes to load.
         f"--backend-config=python,stub-timeout-seconds={READY_SECONDS:.0f}",
         f"--backend-config=python,shm-region-prefix-name={shared_memory}",
-        f"--backend-config=python,thread-pool-size={CALLS_AT_A_TIME}",
+        f"--backend-config=python,thread-pool-size={_calls_at_a_time(config.repository)}",
         *_access(config),
     ]
     version6 = ":" in config.host
@@ -87,6 +88,16 @@ def arguments(config: ServerConfig, ports: Mapping[str, int], shared_memory: str
             "--trace-config=level=TIMESTAMPS",
         ]
     return found
+
+
+def _calls_at_a_time(repository: Path) -> int:
+    """How many calls of other models a model may have under way: the front one for each request at work.
+
+    Triton makes as many threads for each model.
+    """
+    text = (repository / MODEL / "config.pbtxt").read_text(encoding="utf-8")
+    found = re.search(r'key: "max_in_flight" value: { string_value: "(\d+)" }', text)
+    return max(MIN_CALLS, int(found[1]) if found else 0)
 
 
 def _access(config: ServerConfig) -> list[str]:
@@ -131,6 +142,13 @@ def find_triton(scratch: Path) -> Triton:
     libraries = [wheel.parents[1] / "nvidia_pytriton.libs", Path(sysconfig.get_config_var("LIBDIR") or "")]
     libraries_path = os.pathsep.join([*map(str, libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
     return Triton(wheel / "bin" / "tritonserver", {"PATH": path, "LD_LIBRARY_PATH": libraries_path}, backends)
+
+
+def knows_option(triton: Triton, name: str) -> bool:
+    """Whether this Triton has an option, which later releases have."""
+    environment = {**os.environ, **triton.environment}
+    shown = subprocess.run([triton.binary, "--help"], env=environment, capture_output=True, text=True, check=False)
+    return f"--{name}" in shown.stdout + shown.stderr
 
 
 def check_numpy() -> None:

@@ -53,6 +53,8 @@ def test_a_deadline_ends_the_request_on_both_sides(server: Server, streamed: boo
 def test_beyond_the_limit_the_answer_is_retry(server: Server) -> None:
     """Eight are worked on, 16 wait: of 28 long ones four are refused at once, while the others go on."""
 
+    wait_idle(server)
+
     async def ask_all() -> list[Any]:
         async with AsyncClient(ClientConfig((server.grpc_url,), tries=1)) as client:
             going = {asyncio.ensure_future(client.restore(PERSON, **LONG)) for _ in range(28)}
@@ -86,6 +88,7 @@ def plain_request() -> list[grpc.InferInput]:
 
 def test_a_client_that_hangs_up_frees_its_place_and_its_turn(server: Server) -> None:
     """Plain clients that say nothing of a deadline to the server: 8 are worked on and 8 wait, until they leave."""
+    wait_idle(server)
     with grpc.InferenceServerClient(server.grpc_url) as client:
         errors: list[Any] = []
         calls = [

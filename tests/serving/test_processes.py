@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.launched import COMMAND, Launched, children_of_all_threads, launch
 from diffbody_ref.ops.images import decode_image, read_image
 from runtime.restore import Restorer
 from runtime.triton.client import Client, ClientConfig, UnavailableError
@@ -21,7 +22,6 @@ from runtime.triton.run_folder import RunFolder, sweep
 from runtime.triton.server import Server
 from runtime.triton.tritonserver import ServerError, choose_ports, find_triton
 from tests.serving.common import ANY_PORTS, LONG, PERSON, SAMPLES, WOMAN, in_process, processes_of, read_metric, url
-from tests.serving.launched import COMMAND, ENVIRONMENT, Launched, children, ends, launch
 from tests.waiting import HANG, wait_until
 
 
@@ -51,6 +51,13 @@ def test_a_busy_port_is_said(server: Server, repository: Path) -> None:
         choose_ports(ServerConfig(repository, http_port=server.ports["http"]))
 
 
+def ends(launched: Launched) -> int:
+    """The launcher's exit code; its Triton is gone, too."""
+    code = launched.process.wait(HANG)
+    wait_until(lambda: not children_of_all_threads(launched.process.pid))
+    return code
+
+
 def own_traces() -> set[str]:
     """What servers of this user have in memory now: folders and shared memory."""
     mark = f"diffbody-serve-{os.getuid()}-"
@@ -61,7 +68,7 @@ def own_traces() -> set[str]:
 @pytest.mark.parametrize("line", ["loading: sampler", "successfully loaded"])
 def test_a_signal_ends_a_server_that_is_not_ready_yet(line: str, number: signal.Signals, code: int) -> None:
     before = own_traces()
-    with launch("-v") as launched:
+    with launch("--threads", "1", "-v") as launched:
         launched.wait_for(line)
         launched.process.send_signal(number)
         assert ends(launched) == code
@@ -77,10 +84,10 @@ def in_flight_somewhere(launched: Launched) -> bool:
 def test_a_launcher_that_is_killed_leaves_no_process_and_the_next_one_tidies_up() -> None:
     sweep()
     before = own_traces()
-    with launch() as launched:
+    with launch("--threads", "1") as launched:
         Client(ClientConfig((launched.address,))).close()
         triton = launched.triton()
-        models = children(triton)
+        models = children_of_all_threads(triton)
         assert models
         launched.process.kill()
         wait_until(lambda: not processes_of(triton))
@@ -99,7 +106,7 @@ def restores(address: str) -> bool:
 
 
 def test_a_server_that_crashes_or_loses_a_model_is_started_again_until_it_is_too_much() -> None:
-    with launch("--restarts", "2") as launched:
+    with launch("--threads", "1", "--restarts", "2") as launched:
         assert restores(launched.address)
         triton = launched.triton()
         os.kill(triton, signal.SIGSEGV)
@@ -109,7 +116,7 @@ def test_a_server_that_crashes_or_loses_a_model_is_started_again_until_it_is_too
         launched.wait_for("the server is ready again")
         assert not processes_of(triton)
         assert restores(launched.address)  # at the address that clients know
-        os.kill(children(launched.triton())[0], signal.SIGKILL)
+        os.kill(children_of_all_threads(launched.triton())[0], signal.SIGKILL)
         launched.wait_for(r"a model's process \(\d+\) ended by itself.*started again in \d+ s \(2 of 2 restarts\)")
         launched.wait_for("the server is ready again", count=2)
         assert restores(launched.address)
@@ -120,7 +127,7 @@ def test_a_server_that_crashes_or_loses_a_model_is_started_again_until_it_is_too
 
 @pytest.mark.slow
 def test_a_server_that_hangs_is_started_again() -> None:
-    with launch() as launched:
+    with launch("--threads", "1") as launched:
         address = launched.address
         probe(address)
         os.kill(launched.triton(), signal.SIGSTOP)  # its ports stay open
@@ -134,11 +141,11 @@ def test_a_server_that_hangs_is_started_again() -> None:
 @pytest.mark.slow
 def test_a_model_that_hangs_is_found() -> None:
     """A model's process that works on one batch for longer than it may: here, as it is stopped."""
-    with launch("--stall-seconds", "5") as launched, Client(ClientConfig((launched.address,), tries=1000)) as client:
-        triton = launched.triton()
-        (restorer,) = (pid for pid in children(triton) if "/restorer/" in Path(f"/proc/{pid}/cmdline").read_text())
+    with launch("--threads", "1", "--stall-seconds", "5") as launched:
+        models = children_of_all_threads(launched.triton())
+        (restorer,) = (pid for pid in models if "/restorer/" in Path(f"/proc/{pid}/cmdline").read_text())
         os.kill(restorer, signal.SIGSTOP)
-        assert client.restore(PERSON, num_inference_steps=1).image  # tried again until the server is new
+        assert restores(launched.address)  # tried again until the server is new
         launched.wait_for(r"error +the server hangs \(the model restorer has worked on one batch for .*started again")
 
 
@@ -161,10 +168,10 @@ def restore_command(address: str, out: Path, *more: str) -> list[str]:
 
 def test_the_command_serves_and_restores(tmp_path: Path, restorer: Restorer) -> None:
     """`diffbody serve` and `diffbody restore --url`, as a user types them; Ctrl-C ends each, and leaves nothing."""
-    with launch() as serve:
+    with launch("--threads", "1") as serve:
         address = serve.address
         command = restore_command(address, tmp_path / "out", "--compare", "--steps", "2")
-        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         for name in ("synthetic_1", "synthetic_2"):
             wanted = decode_image(in_process(restorer, read_image(SAMPLES / f"{name}.jpg"), num_inference_steps=2))
@@ -180,7 +187,7 @@ def test_the_command_serves_and_restores(tmp_path: Path, restorer: Restorer) -> 
 def interrupt(serve: Launched, address: str, out: Path) -> None:
     """Ctrl-C to a command whose pictures a server restores."""
     command = restore_command(address, out, "--steps", "1000")
-    restore = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    restore = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: in_flight_somewhere(serve), while_true=lambda: restore.poll() is None)
     for _ in range(3):
         restore.send_signal(signal.SIGINT)
@@ -193,14 +200,13 @@ def interrupt(serve: Launched, address: str, out: Path) -> None:
 
 def test_a_command_over_http_says_nothing_of_its_connections(server: Server, tmp_path: Path) -> None:
     command = restore_command(f"http://{server.http_url}", tmp_path / "out", "--steps", "1")
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "session" not in done.stderr.lower()
 
 
 def test_no_server_there_is_one_line(tmp_path: Path) -> None:
-    done: Any = subprocess.run(
-        restore_command("127.0.0.1:1", tmp_path), capture_output=True, text=True, env=ENVIRONMENT
-    )
+    command = restore_command("127.0.0.1:1", tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "127.0.0.1:1: no server answers" in done.stderr

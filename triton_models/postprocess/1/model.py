@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import numpy as np
@@ -46,5 +47,6 @@ class TritonPythonModel(Model):
             loss_curve=json.loads(tensors[LOSS_CURVE.name].reshape(-1)[0]),
             notices=notices,
         )
+        encoded = base64.b64encode(encoded) if settings.as_text else encoded
         answer = {OUTPUT.name: encoded, REPORT.name: report.to_json().encode()}
         return {name: np.array([[value]], np.object_) for name, value in answer.items()}

@@ -33,6 +33,7 @@ class TritonPythonModel(Model):
             asked.negative_prompt,
             asked.seed,
             asked.output_format,
+            asked.as_text,
             ticket,
         )
         alpha = np.zeros((0, 0), np.float32) if asked.picture.alpha is None else asked.picture.alpha
