@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -75,9 +76,9 @@ def test_every_setting_must_agree_or_says_that_it_need_not() -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_changes_the_result_must_agree_or_be_allowed(name: str) -> None:
-    config = config_for("diffusion", Path("data"), Path("work"))
+    config, other = config_for("diffusion", Path("data"), Path("work")), cast("dict[str, Any]", {name: OTHERS[name]})
     was = run_settings(config, "pictures", "networks")
-    found = changes(was, run_settings(dataclasses.replace(config, **{name: OTHERS[name]}), "pictures", "networks"))
+    found = changes(was, run_settings(dataclasses.replace(config, **other), "pictures", "networks"))
     assert [change.name for change in found] == [name]
     with pytest.raises(ValueError, match=rf"^here is from a run with {name}.* allow it by --allow-change {name}$"):
         check_agreement("here", found, ())

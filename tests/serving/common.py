@@ -26,7 +26,8 @@ def url(server: Server, protocol: str) -> str:
 
 
 def in_process(restorer: Restorer, picture: Picture, output_format: str = "png", **call: Any) -> bytes:
-    return encode_image(restorer.restore(picture, **call).pixels, format=output_format)
+    restored = restorer.restore(picture, **call)
+    return encode_image(restored.pixels, format=output_format, metadata=restored.metadata)
 
 
 def metric(server: Server, name: str, model: str = "sampler") -> float:

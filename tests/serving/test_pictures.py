@@ -74,6 +74,22 @@ def test_pixels_and_transparency(client: Client, restorer: Restorer) -> None:
     np.testing.assert_array_equal(found.pixels, answer.picture.pixels)
 
 
+def test_metadata_and_notices_come_back(client: Client) -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "Maker", 6
+    frames = [Image.new("RGBA", (64, 32), (200, 90, 60, alpha)) for alpha in (255, 128)]
+    file = io.BytesIO()
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:], exif=exif.tobytes(), xmp=b"<x:xmpmeta/>")
+    answer = client.restore(file.getvalue(), num_inference_steps=2, output_format="jpg")
+    with Image.open(io.BytesIO(answer.image)) as image:
+        assert image.getexif()[0x010F] == "Maker"
+        assert 0x0112 not in image.getexif()
+        assert image.info["xmp"] == b"<x:xmpmeta/>"
+        assert image.width < image.height
+    assert answer.report.notices[0] == "the file holds several frames or pages: the first of 2 is taken"
+    assert answer.report.notices[-1] == "JPEG holds no transparency: laid over white"
+
+
 def test_nobody_in_the_picture_is_said(client: Client) -> None:
     answer = client.restore(np.full((64, 64, 3), 128, np.uint8), num_inference_steps=2)
     assert answer.report.people == 0
