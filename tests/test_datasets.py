@@ -231,9 +231,11 @@ def test_identities_of_some_pictures_are_kept(tmp_path: Path) -> None:
     assert [splits.identity(i) for i in range(7)] == [0, None, None, 0, 1, 1, 2]
     shards = PeopleFolder([write_shards(tmp_path / "w")])
     assert [shards.identity(i) for i in range(3)] == [None, 0, None]
-    pq.write_table(pa.table({"image": [png(levels(0))], "identity": [4]}), tmp_path / "a.parquet")
-    pq.write_table(pa.table({"image": [png(levels(1))]}), tmp_path / "b.parquet")
-    assert [PeopleFolder([tmp_path]).identity(i) for i in range(2)] == [0, None]
+    (tmp_path / "p").mkdir()
+    pq.write_table(pa.table({"image": [png(levels(0))], "identity": [4]}), tmp_path / "p" / "a.parquet")
+    pq.write_table(pa.table({"image": [png(levels(1))]}), tmp_path / "p" / "b.parquet")
+    table = PeopleFolder([tmp_path / "p"])
+    assert [table.identity(i) for i in range(2)] == [0, None]
 
 
 def test_webdataset_with_an_identity_in_each_record_has_the_label(tmp_path: Path) -> None:
