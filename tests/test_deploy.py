@@ -104,6 +104,12 @@ def test_the_container_is_not_root_and_says_its_ports() -> None:
     assert f'"runtime.triton.probe", "localhost:{PORTS["grpc"]}"' in CONTAINERFILE
 
 
+def test_the_container_brings_what_its_probe_needs() -> None:
+    """The extra `serve` would bring it, with a Triton of its own."""
+    (install,) = re.findall(r"pip .*install .*", CONTAINERFILE)
+    assert '"tritonclient[grpc]"' in install
+
+
 def test_the_container_has_the_fixes_that_the_page_of_security_tells_of() -> None:
     (release,) = re.findall(r"^ARG TRITON=(\d\d\.\d\d)-py3$", CONTAINERFILE, re.MULTILINE)
     (fixed,) = re.findall(r"since (\d\d\.\d\d) all of these", SECURITY)

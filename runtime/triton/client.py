@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import re
-import ssl
 import threading
 import time
 import uuid
@@ -20,14 +17,24 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from diffbody_ref.ops.images import Picture, decode_image
-from runtime.triton.addresses import NO_PROXY_FOR_GRPC, Address, parse
+from runtime.triton.addresses import parse
+from runtime.triton.client_errors import (
+    RESTRICTED,
+    AccessError,
+    ClientError,
+    DeadlineError,
+    InvalidRequestError,
+    UnavailableError,
+    UnreachableError,
+    as_client_error,
+)
 from runtime.triton.config import ClientConfig
+from runtime.triton.connection import Connection
 from runtime.triton.contract import (
     ANSWER,
     API_KEY_HEADER,
     CANCEL_MODEL,
     GRPC_HEADER_PREFIX,
-    GRPC_STATUS,
     IMAGE,
     MODEL,
     NUMPY,
@@ -41,11 +48,8 @@ from runtime.triton.contract import (
     STEP,
     STEPS,
     STREAM_MODEL,
-    TIME_IS_OVER,
-    WAS_CANCELLED,
     TritonTensor,
 )
-from runtime.triton.errors import split_code
 from runtime.triton.messages import RestorationReport
 
 T = TypeVar("T")
@@ -58,30 +62,6 @@ DEAD_SECONDS = 10.0  # how long a server that did not answer is left out, while 
 GRACE_SECONDS = 5.0  # beyond a deadline, in which the server may report it itself
 CLOSE_SECONDS = 5.0
 LEAVE_SECONDS = 1.0  # to ask for a cancellation, and again for the answer to what was cancelled
-WAYS = ("send", "receive")
-RESTRICTED = "restricted"  # Triton's word for a service that asks for a key
-# gRPC's words for a connection that failed or broke; the server's own "unavailable" tells what it is busy with.
-BROKEN = ("connect", "socket closed", "connection reset", "recvmsg", "goaway", "end of tcp", "stream removed")
-
-
-class ClientError(RuntimeError):
-    """A restoration failed; the message is one line that names the server."""
-
-
-class InvalidRequestError(ClientError, ValueError):
-    """The server refuses the request as it is: its picture, or an option."""
-
-
-class UnavailableError(ClientError, ConnectionError):
-    """No server answered, or all were busy, at every try."""
-
-
-class DeadlineError(ClientError, TimeoutError):
-    """The answer did not come in time."""
-
-
-class AccessError(ClientError, PermissionError):
-    """The server asks for an API key, or for another one."""
 
 
 @dataclass(frozen=True)
@@ -117,31 +97,6 @@ class Answer:
         return decode_image(self.image, "the server's answer")
 
 
-@dataclass
-class _Server:
-    """One server.
-
-    Attributes:
-        address: where it is.
-        client: tritonclient's, once it is needed.
-        dead_until: on the monotonic clock; until then it is left out.
-    """
-
-    address: Address
-    client: Any = None
-    dead_until: float = 0.0
-
-    @property
-    def url(self) -> str:
-        """As it was given."""
-        return self.address.url
-
-    @property
-    def protocol(self) -> str:
-        """ "grpc" or "http"."""
-        return self.address.protocol
-
-
 class AsyncClient:
     """Restores pictures on servers, for asyncio. An asynchronous context manager.
 
@@ -151,7 +106,7 @@ class AsyncClient:
 
     def __init__(self, config: ClientConfig | None = None) -> None:
         self.config = config or ClientConfig()
-        self.servers = [_Server(parse(url)) for url in self.config.urls]
+        self.servers = [Connection(parse(url)) for url in self.config.urls]
         self._next = 0
 
     async def __aenter__(self) -> Self:
@@ -161,9 +116,7 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for server in self.servers:
-            if server.client is not None:
-                await server.client.close()
-                server.client = None
+            await server.close()
 
     async def restore(
         self,
@@ -248,7 +201,7 @@ class AsyncClient:
                     return True
         return False
 
-    def _choose(self, stream: bool) -> _Server:
+    def _choose(self, stream: bool) -> Connection:
         """The next server that is not dead, or the one that is dead for longest.
 
         Raises:
@@ -264,17 +217,10 @@ class AsyncClient:
         alive = [server for server in in_turn if server.dead_until <= now]
         return alive[0] if alive else min(in_turn, key=lambda server: server.dead_until)
 
-    def _client(self, server: _Server) -> Any:
-        if server.client is None:
-            if server.protocol == "grpc":
-                from tritonclient.grpc.aio import InferenceServerClient
-            else:
-                from tritonclient.http.aio import InferenceServerClient
-            more = _connection(server.address, self.config.timeout + GRACE_SECONDS)
-            server.client = InferenceServerClient(server.address.host_and_port, **more)
-        return server.client
+    def _client(self, server: Connection) -> Any:
+        return server.open(self.config.timeout + GRACE_SECONDS)
 
-    def _headers(self, server: _Server) -> dict[str, str]:
+    def _headers(self, server: Connection) -> dict[str, str]:
         if self.config.api_key is None:
             return {}
         prefix = GRPC_HEADER_PREFIX if server.protocol == "grpc" else ""
@@ -282,7 +228,7 @@ class AsyncClient:
 
     async def _ask_or_cancel(
         self,
-        server: _Server,
+        server: Connection,
         tensors: dict[str, np.ndarray],
         request_id: str,
         seconds: float,
@@ -311,7 +257,7 @@ class AsyncClient:
 
     async def _ask(
         self,
-        server: _Server,
+        server: Connection,
         tensors: dict[str, np.ndarray],
         request_id: str,
         seconds: float,
@@ -330,10 +276,17 @@ class AsyncClient:
         except (ClientError, asyncio.CancelledError):
             raise
         except Exception as error:
-            raise _as_client_error(server, error) from error
+            raise self._failure(server, error) from error
+
+    def _failure(self, server: Connection, error: Exception) -> ClientError:
+        """The error as one of ours; a server that cannot be reached is left out for a while."""
+        failure = as_client_error(server.url, error)
+        if isinstance(failure, UnreachableError):
+            server.dead_until = time.monotonic() + DEAD_SECONDS
+        return failure
 
     async def _stream(
-        self, server: _Server, call: dict[str, Any], on_progress: Callable[[SamplingProgress], None]
+        self, server: Connection, call: dict[str, Any], on_progress: Callable[[SamplingProgress], None]
     ) -> Answer:
         """One try on one server, by the model that reports progress."""
 
@@ -354,7 +307,7 @@ class AsyncClient:
             raise UnavailableError(f"{server.url}: the stream ended without an answer")
         return answer
 
-    async def _input(self, stack: contextlib.AsyncExitStack, server: _Server, name: str, array: np.ndarray) -> Any:
+    async def _input(self, stack: contextlib.AsyncExitStack, server: Connection, name: str, array: np.ndarray) -> Any:
         if server.protocol == "grpc":
             from tritonclient.grpc import InferInput
         else:
@@ -370,7 +323,7 @@ class AsyncClient:
         return tensor
 
     @contextlib.asynccontextmanager
-    async def _shared(self, server: _Server, array: np.ndarray) -> AsyncIterator[tuple[str, int]]:
+    async def _shared(self, server: Connection, array: np.ndarray) -> AsyncIterator[tuple[str, int]]:
         """The array in shared memory that the server knows.
 
         Yields:
@@ -399,7 +352,7 @@ class AsyncClient:
         finally:
             shared_memory.destroy_shared_memory_region(region)
 
-    async def _cancel(self, server: _Server, request_id: str) -> None:
+    async def _cancel(self, server: Connection, request_id: str) -> None:
         """Tell the server that nobody waits for the request any more, so that it stops working on it."""
         array = np.array([request_id.encode()], np.object_)
         with contextlib.suppress(Exception):
@@ -514,52 +467,5 @@ def _array(tensor: TritonTensor, value: Any) -> np.ndarray:
     raise InvalidRequestError(f"{tensor.argument} cannot be {value!r}; its type is {tensor.dtype}")
 
 
-def _connection(address: Address, timeout: float) -> dict[str, Any]:
-    """Arguments of tritonclient's clients, besides "host:port".
-
-    Args:
-        timeout: seconds of the longest call.
-    """
-    authorities = os.environ.get("SSL_CERT_FILE")  # as curl and Python's own clients read it
-    if address.protocol == "http":
-        tls = {"ssl": True, "ssl_context": ssl.create_default_context(cafile=authorities)} if address.tls else {}
-        return {"conn_timeout": timeout, **tls}  # by itself, this client looks for no proxy
-    found: dict[str, Any] = {"ssl": True, "root_certificates": authorities} if address.tls else {}
-    if address.is_of_this_machine:
-        # These replace tritonclient's own, which open the size of messages.
-        found["channel_args"] = [*NO_PROXY_FOR_GRPC, *((f"grpc.max_{way}_message_length", -1) for way in WAYS)]
-    return found
-
-
 def _answer(image: np.ndarray, report: np.ndarray) -> Answer:
     return Answer(bytes(image.reshape(-1)[0]), RestorationReport.from_json(report.reshape(-1)[0]))
-
-
-def _as_client_error(server: _Server, error: Exception) -> ClientError:
-    """An error of the protocols' libraries as one of ours; a server that cannot be reached is left out for a while."""
-    # gRPC's own errors have a code and details, tritonclient's a status and a message.
-    status, message = (
-        str(next((getattr(error, name)() for name in names if hasattr(error, name)), otherwise))
-        for names, otherwise in ((("code", "status"), ""), (("details", "message"), error))
-    )
-    text = re.sub(rf"in ensemble '{MODEL}', |\[request id: \w+\] ", "", " ".join(message.split()))
-    text = text or type(error).__name__
-    code, text = split_code(text)
-    if code is not None:  # of an error in a stream
-        status = GRPC_STATUS[code]
-    line = f"{server.url}: {text}"
-    if TIME_IS_OVER in text or WAS_CANCELLED in text:  # over HTTP with the status 400
-        return DeadlineError(line)
-    if status in ("400", "StatusCode.INVALID_ARGUMENT", "StatusCode.OUT_OF_RANGE", "413"):
-        return InvalidRequestError(line)
-    if status in ("401", "403", "StatusCode.UNAUTHENTICATED", "StatusCode.PERMISSION_DENIED") or RESTRICTED in text:
-        return AccessError(f"{server.url}: the server asks for another API key")
-    if status in ("499", "504", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED"):
-        return DeadlineError(line)
-    unreachable = isinstance(error, OSError) or (not status and type(error).__module__.startswith("aiohttp"))
-    if unreachable or (status == "StatusCode.UNAVAILABLE" and any(word in text.lower() for word in BROKEN)):
-        server.dead_until = time.monotonic() + DEAD_SECONDS
-        return UnavailableError(f"{server.url}: cannot be reached, or went away ({text}); is `diffbody serve` running?")
-    if status in ("503", "429", "StatusCode.UNAVAILABLE", "StatusCode.RESOURCE_EXHAUSTED"):
-        return UnavailableError(line)
-    return ClientError(line)

@@ -24,6 +24,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before a restart; each pause i
 ShowLog = Callable[[str, str], None]
 
 
+class GivenUpError(ServerError):
+    """The server has crashed or hung too often."""
+
+
 class StopRequest(BaseException):
     """A signal asks to stop, before there is anything that could be finished first.
 
@@ -123,15 +127,17 @@ class Watch:
         Raises:
             ServerError: the server has crashed or hung too often.
         """
+        failure: ServerError | None = None
         try:
-            while True:
+            while not stopping.asked:
                 try:
+                    if failure is not None:
+                        self._restart(failure)
                     self._watch(stopping)
-                    return
+                except GivenUpError:
+                    raise
                 except ServerError as error:
-                    if stopping.asked:
-                        return
-                    self._restart(error)
+                    failure = error
         except StopRequest:
             return
 
@@ -141,6 +147,7 @@ class Watch:
         Raises:
             ServerError: the server has crashed, or hangs.
         """
+        self._hang = None
         with stopping.noted_only():
             ended = threading.Event()
             threading.Thread(target=self._probe, args=(ended,), daemon=True).start()
@@ -155,7 +162,7 @@ class Watch:
 
     def _probe(self, ended: threading.Event) -> None:
         """Send requests through the server until it hangs, or is watched no longer."""
-        self._hang, missed = None, 0
+        missed = 0
         while not ended.wait(PROBE_SECONDS):
             try:
                 self._server.probe()
@@ -170,13 +177,14 @@ class Watch:
         """Start the server again, after a while if that was needed lately.
 
         Raises:
-            ServerError: it was needed too often, or the server does not start.
+            GivenUpError: it was needed too often.
+            ServerError: the server does not start.
         """
         now = time.monotonic()
         self._restarts = [then for then in self._restarts if now - then < WINDOW_SECONDS]
         count, most = len(self._restarts), self._server.config.restarts
         if count >= most:
-            raise ServerError(f"{error}; given up after {count} restarts within {WINDOW_SECONDS / 60:.0f} minutes")
+            raise GivenUpError(f"{error}; given up after {count} restarts within {WINDOW_SECONDS / 60:.0f} minutes")
         self._restarts.append(now)
         pause = min(FIRST_PAUSE * 2**count, LONGEST_PAUSE) if count else 0.0
         after = f" in {pause:.0f} s" if pause else ""

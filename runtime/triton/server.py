@@ -172,7 +172,7 @@ class Server:
         return addresses.join(addresses.reachable(self.config.host), self.ports[service])
 
     def _start(self, run_folder: RunFolder) -> None:
-        self._ready = False
+        self._ready, self.last_error = False, ""
         if not self.ports:
             self.ports = choose_ports(self.config)
         shutil.rmtree(run_folder.folder("triton"))
