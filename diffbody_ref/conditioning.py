@@ -67,7 +67,8 @@ class Prompting:
         def embed(given: Tensor | None, texts: Sequence[str]) -> Tensor:
             if given is not None:
                 return given[list(group)].to(device, dtype)
-            return encode_prompt(self.tokenizer, self.text_encoder, [texts[place] for place in group], chunks)
+            texts = [texts[place] for place in group]
+            return encode_prompt(self.tokenizer, self.text_encoder, texts, chunks).to(device, dtype)
 
         text = embed(self.call.prompt_embeds, self.call.prompts)
         if self.guidance_scale == 1.0:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -20,6 +20,7 @@ from diffbody_ref.calls import Call
 from diffbody_ref.components import COMPONENT_CLASSES, load_component, read_settings
 from diffbody_ref.conditioning import Prompting, Text
 from diffbody_ref.guidance import BodyGuidance
+from diffbody_ref.habits import DiffusersHabits
 from diffbody_ref.models.control import ControlBranch, condition_latents, denoise
 from diffbody_ref.models.parts import PartNet
 from diffbody_ref.models.pose import PersonDetector, PoseEstimator
@@ -59,7 +60,7 @@ class _Sampled:
     notices: list[str]
 
 
-class DiffBodyPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+class DiffBodyPipeline(DiffusersHabits, DiffusionPipeline):
     """Human body restoration with a diffusion prior. `docs/diffusers.md` says which of diffusers' habits it follows.
 
     Args:
@@ -119,7 +120,6 @@ class DiffBodyPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             if isinstance(component, torch.nn.Module):
                 component.requires_grad_(False).eval()
         self.set_progress_bar_config(disable=True)
-        self._interrupt = False
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -148,30 +148,6 @@ class DiffBodyPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             ValueError: the scheduler is one that no sampler stands for.
         """
         return dataclasses.replace(ModelSettings.read(self.config), sampler=sampler_of(self.scheduler))
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether the call under way is to end; a callback sets `_interrupt`, as in diffusers."""
-        return self._interrupt
-
-    def load_lora_weights(self, pretrained_model_name_or_path_or_dict: Any, *args: Any, **kwargs: Any) -> None:
-        """diffusers' own, from safetensors only: a pickle may run code."""
-        super().load_lora_weights(pretrained_model_name_or_path_or_dict, *args, **{"use_safetensors": True, **kwargs})
-
-    def enable_vae_slicing(self) -> None:
-        """The autoencoder takes one picture of a batch after the other, which needs less memory."""
-        self.vae.enable_slicing()
-
-    def disable_vae_slicing(self) -> None:
-        """The autoencoder takes a batch at once."""
-        self.vae.disable_slicing()
-
-    def enable_vae_tiling(self) -> None:
-        """
-        Raises:
-            ValueError: always; every stage works in tiles anyhow, whose size a call may choose.
-        """
-        raise ValueError("enable_vae_tiling: every stage works in tiles already; choose their size by tile_size=512")
 
     @torch.no_grad()
     def __call__(
@@ -229,14 +205,12 @@ class DiffBodyPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         callback = StepCallback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._interrupt = False
         try:
-            output = self._restore(call, asked, callback)
+            output = self._restore(call, asked, callback, return_intermediates)
         finally:
             self.maybe_free_model_hooks()
-        if not return_intermediates:
-            output.intermediates = None
         return output if return_dict else output.to_tuple()
 
-    def _restore(self, call: Call, options: RestoreOptions, callback: StepCallback) -> DiffBodyOutput:
+    def _restore(self, call: Call, options: RestoreOptions, callback: StepCallback, with_found: bool) -> DiffBodyOutput:
         prompting = Prompting(self.tokenizer, self.text_encoder, call, options.guidance_scale)
         prepared = [self._prepare(picture, options) for picture in call.pictures]
         jobs = [prepared[source] for source in call.sources]
@@ -246,14 +220,12 @@ class DiffBodyPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             noise = call.noise(group, batch[0].z_r.shape[1:], self._execution_device)
             results = self._sample(batch, text, noise, options, callback)
             sampled.update(zip(group, results, strict=True))
-        images, found, told = [], [], []
+        images, told = [], []
         for place, job in enumerate(jobs):
-            image, intermediates = self._finish(job, sampled[place], options, call.output_type)
-            images.append(image)
-            found.append(intermediates)
+            images.append(self._finish(job, sampled[place].z0, options, call.output_type))
             people = len(job.structure.crops)
-            found_out = notices(people, people, options) + prompting.notices(place) + sampled[place].notices
-            told.append([*job.picture.notices, *found_out])
+            told.append(notices(people, people, options) + prompting.notices(place) + sampled[place].notices)
+        found = [_found(job, sampled[place].curve) for place, job in enumerate(jobs)] if with_found else None
         return DiffBodyOutput(images, found, told)
 
     def _prepare(self, picture: Picture, options: RestoreOptions) -> _Job:
@@ -342,20 +314,13 @@ class DiffBodyPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             options,
         )
 
-    def _finish(
-        self, job: _Job, sampled: _Sampled, options: RestoreOptions, output_type: str
-    ) -> tuple[Any, Intermediates]:
+    def _finish(self, job: _Job, z0: Tensor, options: RestoreOptions, output_type: str) -> Any:
         """Step 6: decode, correct the colours against r, bring to the asked size."""
-        maps = (job.regression, job.structure.pose, job.structure.attention)
-        regression, pose, attention = (tensor.float().cpu().numpy() for tensor in maps)
-        found = Intermediates.without_padding(
-            job.sizes, regression, job.structure.boxes, job.structure.keypoints, pose, attention, sampled.curve
-        )
         if output_type == "latent":
-            return sampled.z0[0], found
-        decoded = reconstruct(lambda z: self._decode(z, options), sampled.z0, job.z_r, job.regression, options)
-        pixels = postprocess(decoded.float().cpu().numpy(), regression, job.sizes, options)
-        return as_output(pixels, job.picture, output_type), found
+            return z0[0]
+        decoded = reconstruct(lambda z: self._decode(z, options), z0, job.z_r, job.regression, options)
+        pixels = postprocess(_to_numpy(decoded), _to_numpy(job.regression), job.sizes, options)
+        return as_output(pixels, job.picture, output_type)
 
     def _decode(
         self, latents: Tensor, options: RestoreOptions, network: Callable[[Tensor], Tensor] | None = None
@@ -402,6 +367,18 @@ class DiffBodyPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             return network(inputs[cells])
 
         return in_tiles(one_tile, inputs.shape[2:], options.tile_size, self.multiple, factor, cell)
+
+
+def _found(job: _Job, curve: list[tuple[int, float]]) -> Intermediates:
+    regression, pose, attention = map(_to_numpy, (job.regression, job.structure.pose, job.structure.attention))
+    structure = job.structure
+    return Intermediates.without_padding(
+        job.sizes, regression, structure.boxes, structure.keypoints, pose, attention, curve
+    )
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()
 
 
 def _groups(keys: Sequence[tuple[int, ...]]) -> list[list[int]]:
