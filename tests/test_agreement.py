@@ -91,6 +91,9 @@ def test_what_does_not_change_the_result_may_change() -> None:
         config, steps=9, minutes=3.0, accumulation=2, workers=5, compile=True, tensorboard=True, log_every=7, output="o"
     )
     assert run_settings(config, "a", "b") == run_settings(other, "a", "b")
+    batches = [config_for("parts", Path("data"), Path("work"), accumulation=count) for count in (1, 2)]
+    was, now = (run_settings(parts, "a", "b") for parts in batches)
+    assert [str(change) for change in changes(was, now)] == ["accumulation 1 (now 2)"]  # it has batch norm
     moved = dataclasses.replace(config, data=("elsewhere",), pipeline="there")  # what is in them counts
     assert run_settings(config, "a", "b") == run_settings(moved, "a", "b")
 

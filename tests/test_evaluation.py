@@ -379,10 +379,10 @@ def test_pictures_of_a_camera_are_no_originals(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "said"), [((48, 32), ""), ((96, 64), "less than half"), ((24, 16), "more than twice")]
+    ("base", "said"), [((48, 32), []), ((96, 64), ["less than half"]), ((24, 16), ["more than twice"])]
 )
 def test_pictures_of_another_size_than_the_models_are_said(
-    base: tuple[int, int], said: str, people: Subjects, tmp_path: Path
+    base: tuple[int, int], said: list[str], people: Subjects, tmp_path: Path
 ) -> None:
     pipeline: Any = FakePipeline()
     pipeline.settings = ModelSettings(*base, body_guidance_scale=0.5)

@@ -10,11 +10,10 @@ from typing import Any
 from diffbody_ref.training.config import TrainConfig
 
 # Settings that do not change what a step learns, or that people change in the middle of a run on purpose: how long it
-# goes on, how it is cut into rounds, where things are (what is in them is compared), and what is written on the way.
+# goes on, how it computes, where it is, and what is written on the way.
 MAY_CHANGE = (
     "steps",
     "minutes",
-    "accumulation",
     "gradient_checkpointing",
     "compile",
     "workers",
@@ -24,6 +23,8 @@ MAY_CHANGE = (
     "sample_every",
     "log_every",
 )
+# Batch norm, and losses that compare the pictures of a batch, make another result of another number of rounds.
+BATCHES_COUNT = ("pose", "parts")
 # Settings without which a checkpoint's tensors do not fit; they cannot even be allowed to change.
 FIXED = ("stage", "preset", "optimizer", "tuning", "lora_rank")
 CONTENTS = {  # settings that are paths: what is in them counts, under any name
@@ -46,6 +47,8 @@ def run_settings(config: TrainConfig, data: str, networks: str) -> dict[str, Any
         networks: checksum of the components in `config.pipeline` that the stage does not train.
     """
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in MAY_CHANGE}
+    if config.stage not in BATCHES_COUNT:
+        del values["accumulation"]
     return json.loads(json.dumps({**values, "data": data, "pipeline": networks}))
 
 
