@@ -243,6 +243,23 @@ def test_a_jpeg_2000_of_tiny_blocks_is_refused(box: bool) -> None:
         assert one_line(error.value, "upload")
 
 
+def tiled_tiff(side: int) -> bytes:
+    """A TIFF of 64x64 in one tile of this side."""
+    data = zlib.compress(bytes(side * side))
+    sizes = [(256, 64), (257, 64), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side)]
+    tags = [*sizes, (324, 8 + 2 + 12 * 10 + 4), (325, len(data))]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4) + data
+
+
+def test_a_tiff_of_one_vast_tile_is_refused() -> None:
+    """Of 30,000x30,000, a file of 151 bytes takes 900 MB."""
+    assert decode_image(tiled_tiff(512)).pixels.shape == (64, 64, 3)
+    with pytest.raises(ImageError, match="tiles of 9,000,000 pixels are far larger than the picture") as error:
+        decode_image(tiled_tiff(3000), "upload")
+    assert one_line(error.value, "upload")
+
+
 def test_parts_of_a_file_that_overlap_are_not_read_without_end() -> None:
     megabyte = 1 << 20
     source = opening._Source(io.BytesIO(bytes(megabyte)), "upload")

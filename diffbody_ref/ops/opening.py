@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
-from PIL import Image, UnidentifiedImageError, _imaging
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, _imaging
 
 from diffbody_ref.ops.formats import HEIF_BRANDS, READ_FORMATS, ImageError, usable_formats
 
@@ -27,6 +27,9 @@ MAX_REASON = 200  # characters of a library's message
 # A JPEG 2000 of code blocks of 4x4 takes 94 bytes of memory a pixel, one of precincts of 2x2 more than 1000; encoders
 # write code blocks of 32 or 64, and precincts of 128 or more.
 MIN_CODE_BLOCK, MIN_PRECINCT = 4, 5  # binary logarithms of a side in pixels: 16 and 32
+
+MAX_TILE = 1 << 22  # pixels of a TIFF's tile, where the picture is smaller: libtiff takes memory for a whole one
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags
 
 _JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # those with a length, and the end
 
@@ -120,13 +123,17 @@ def _check_work(image: Image.Image, source: _Source, name: str) -> None:
     """Refuse what is far more work to decode than its pixels.
 
     Raises:
-        ImageError: a JPEG of many scans, a JPEG 2000 of tiny blocks.
+        ImageError: a JPEG of many scans, a JPEG 2000 of tiny blocks, a TIFF of a tile that is far larger than it.
     """
     if image.format in ("JPEG", "MPO") and _count_scans(source.content()) > MAX_SCANS:
         raise ImageError(f"{name}: a JPEG of more than {MAX_SCANS} scans")
     if image.format == "JPEG2000" and _has_tiny_blocks(source.content()):
         sides = f"{1 << MIN_CODE_BLOCK} and {1 << MIN_PRECINCT}"
         raise ImageError(f"{name}: a JPEG 2000 whose code blocks or precincts have sides below {sides} pixels")
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tile = image.tag_v2.get(_TILE_WIDTH, 0) * image.tag_v2.get(_TILE_LENGTH, 0)
+        if tile > max(MAX_TILE, 4 * image.width * image.height):
+            raise ImageError(f"{name}: a TIFF whose tiles of {tile:,} pixels are far larger than the picture")
     has_more_pictures(image)  # asked here, where reads are counted: a GIF and a TIFF read on to tell
     source.reads_left = math.inf
 
