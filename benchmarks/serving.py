@@ -32,6 +32,7 @@ from diffbody_ref.ops.images import encode_image, read_image
 from runtime.restore import Restorer
 from runtime.triton.client import AsyncClient, Client, ClientConfig
 from runtime.triton.config import RepositoryConfig, ServerConfig
+from runtime.triton.contract import SAMPLER_MODEL, STEPS_METRIC
 from runtime.triton.repository import render
 from runtime.triton.server import Server
 
@@ -195,8 +196,8 @@ def _counts(server: Server) -> tuple[float, float]:
     with urllib.request.urlopen(server.metrics_url) as answer:
         text = answer.read().decode()
     found = (
-        re.search(rf'^{name}{{model="sampler"[^}}]*}} (\S+)$', text, re.MULTILINE)
-        for name in ("nv_inference_exec_count", "diffbody_steps_total")
+        re.search(rf'^{name}{{model="{SAMPLER_MODEL}"[^}}]*}} (\S+)$', text, re.MULTILINE)
+        for name in ("nv_inference_exec_count", STEPS_METRIC)
     )
     executions, steps = (float(match[1]) if match else 0.0 for match in found)
     return executions, steps

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -91,11 +89,3 @@ def _reference_energy(truth: np.ndarray) -> np.ndarray:
     if energy.sum() < 1e-9:
         raise ValueError("the original picture is flat: it has no detail to compare the sharpness with")
     return energy
-
-
-MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "psnr": psnr,
-    "ssim": ssim,
-    "sharpness": sharpness,
-    "detail_error": detail_error,
-}
