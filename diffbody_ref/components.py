@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,9 @@ from diffbody_ref.models.text import build_text_encoder, build_tokenizer
 from diffbody_ref.models.unet import build_unet
 from diffbody_ref.models.vae import build_vae
 from diffbody_ref.ops.files import replace_folder
-from diffbody_ref.ops.options import check_preset
+from diffbody_ref.ops.options import ModelSettings, check_preset
 from diffbody_ref.ops.samplers import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
+from diffbody_ref.schedulers import load_scheduler
 
 COMPONENT_CLASSES: dict[str, type[Any]] = {
     "swinir": swinir.SwinIR,
@@ -82,13 +84,47 @@ def load_component(folder: Path, name: str, dtype: torch.dtype = torch.float32) 
 
     Raises:
         FileNotFoundError: the folder does not hold it.
+        ValueError: what it holds is no such component.
     """
     if not (folder / name).is_dir():
         raise FileNotFoundError(f"{folder}: no component {name!r} there; train or import it first")
     kind = COMPONENT_CLASSES[name]
-    if not issubclass(kind, torch.nn.Module):
-        return kind.from_pretrained(folder / name)
-    return kind.from_pretrained(folder / name, torch_dtype=dtype, use_safetensors=True)
+    try:
+        if name == "scheduler":
+            return load_scheduler(folder / name)
+        if not issubclass(kind, torch.nn.Module):
+            return kind.from_pretrained(folder / name)
+        return kind.from_pretrained(folder / name, torch_dtype=dtype, use_safetensors=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # what the libraries raise for a broken file has no common class
+        raise ValueError(f"{folder / name}: no {kind.__name__}: {_one_line(error)}") from error
+
+
+def read_settings(folder: Path) -> ModelSettings:
+    """What a pipeline's folder says of every call; what it leaves out is the default.
+
+    Raises:
+        FileNotFoundError: the folder has no model_index.json.
+        ValueError: a setting of another type, or out of its range; names it.
+    """
+    import msgspec
+
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: not a DiffBody pipeline folder, it has no model_index.json")
+    try:
+        index = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        names = [field.name for field in dataclasses.fields(ModelSettings)]
+        settings = msgspec.convert({name: index[name] for name in names if name in index}, ModelSettings)
+        settings.options()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {_one_line(error)}") from None
+    return settings
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def load_or_build_component(folder: Path, name: str, preset: str) -> Any:

@@ -33,13 +33,13 @@ def load_pipeline(folder: Path, device: str) -> DiffBodyPipeline:
     Raises:
         ValueError: CUDA was asked for and is not there.
     """
-    import torch
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
+    from diffbody_ref.models.devices import cuda_is_usable
     from diffbody_ref.pipeline import DiffBodyPipeline
 
-    available = torch.cuda.is_available()
+    available = cuda_is_usable()
     if device == "cuda" and not available:
         raise ValueError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
     for logging in (diffusers_logging, transformers_logging):

@@ -13,7 +13,7 @@ from diffbody_ref.ops.images import Picture, to_image
 from diffbody_ref.ops.processing import resize_alpha
 from diffbody_ref.ops.results import Intermediates
 
-OUTPUT_TYPES = ("pil", "np", "pt")
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 @dataclass

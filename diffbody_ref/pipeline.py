@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,28 +10,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffbody_ref.components import COMPONENT_CLASSES, load_component
+from diffbody_ref.callbacks import CALLBACK_TENSORS, InterruptedSamplingError, StepCallback, StepEnd
+from diffbody_ref.calls import Call
+from diffbody_ref.components import COMPONENT_CLASSES, load_component, read_settings
+from diffbody_ref.conditioning import Prompting, Text
 from diffbody_ref.guidance import BodyGuidance
+from diffbody_ref.habits import DiffusersHabits
 from diffbody_ref.models.control import ControlBranch, condition_latents, denoise
 from diffbody_ref.models.parts import PartNet
 from diffbody_ref.models.pose import PersonDetector, PoseEstimator
 from diffbody_ref.models.swinir import SwinIR
-from diffbody_ref.models.text import encode_prompt
 from diffbody_ref.models.vae import decode, encode_mode
 from diffbody_ref.ops.geometry import Geometry
-from diffbody_ref.ops.images import ImageInput, Picture, as_picture
+from diffbody_ref.ops.images import ImageInput, Picture
 from diffbody_ref.ops.options import ModelSettings, RestoreOptions
 from diffbody_ref.ops.processing import Sizes, postprocess, preprocess, reconstruct
 from diffbody_ref.ops.results import Intermediates, notices
 from diffbody_ref.ops.samplers import NoiseSource, StepInfo, initial_latents, make_schedule
 from diffbody_ref.ops.tiling import Cells, in_tiles
-from diffbody_ref.output import OUTPUT_TYPES, DiffBodyOutput, as_output
-from diffbody_ref.sampling import generator_noise, noise_source, sample
+from diffbody_ref.output import DiffBodyOutput, as_output
+from diffbody_ref.sampling import sample
+from diffbody_ref.schedulers import sampler_of
 from diffbody_ref.structure import Structure, empty_structure, structure_maps
 
 
@@ -48,18 +51,28 @@ class _Job:
     condition: Tensor
 
 
-class DiffBodyPipeline(DiffusionPipeline):
-    """Human body restoration with a diffusion prior.
+@dataclass
+class _Sampled:
+    """What sampling gave for one result: z_0 (1, C, h, w) float32, the loss curve, and notices."""
+
+    z0: Tensor
+    curve: list[tuple[int, float]]
+    notices: list[str]
+
+
+class DiffBodyPipeline(DiffusersHabits, DiffusionPipeline):
+    """Human body restoration with a diffusion prior. `docs/diffusers.md` says which of diffusers' habits it follows.
 
     Args:
         swinir, pose_detector, pose, parts, tokenizer, text_encoder, vae, unet, control, scheduler: see
-            `diffbody_ref.components`. The scheduler documents the noise schedule in the saved folder.
+            `diffbody_ref.components`. The scheduler's class is the sampler of calls that name none; see
+            `diffbody_ref.schedulers`.
         base_height, base_width, tile_size, guidance_scale, body_guidance_scale, strength, use_residual: the model's
             settings, see `ops.options.ModelSettings`; several are what `None` means in a call.
     """
 
     model_cpu_offload_seq = "swinir->pose_detector->pose->parts->text_encoder->vae->control->unet->vae"
-    _callback_tensor_inputs = ("latents",)
+    _callback_tensor_inputs = CALLBACK_TENSORS
 
     def __init__(
         self,
@@ -72,7 +85,7 @@ class DiffBodyPipeline(DiffusionPipeline):
         vae: AutoencoderKL,
         unet: UNet2DConditionModel,
         control: ControlBranch,
-        scheduler: DDPMScheduler,
+        scheduler: SchedulerMixin,
         base_height: int = ModelSettings.base_height,
         base_width: int = ModelSettings.base_width,
         tile_size: int = ModelSettings.tile_size,
@@ -106,6 +119,7 @@ class DiffBodyPipeline(DiffusionPipeline):
         for component in self.components.values():
             if isinstance(component, torch.nn.Module):
                 component.requires_grad_(False).eval()
+        self.set_progress_bar_config(disable=True)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -116,12 +130,10 @@ class DiffBodyPipeline(DiffusionPipeline):
 
         Raises:
             FileNotFoundError: no such folder, or a component is missing.
+            ValueError: a setting or a component that is none, or an unknown keyword.
         """
         folder = Path(pretrained_model_name_or_path)
-        if not (folder / "model_index.json").is_file():
-            raise FileNotFoundError(f"{folder}: not a DiffBody pipeline folder, it has no model_index.json")
-        index = json.loads((folder / "model_index.json").read_text())
-        settings = dataclasses.asdict(ModelSettings.read(index))
+        settings = read_settings(folder).of_pipeline()
         dtype = kwargs.pop("torch_dtype", torch.float32)
         components = {name: kwargs.pop(name, None) or load_component(folder, name, dtype) for name in COMPONENT_CLASSES}
         if kwargs:
@@ -130,80 +142,97 @@ class DiffBodyPipeline(DiffusionPipeline):
 
     @property
     def settings(self) -> ModelSettings:
-        """What the model says of every call on it."""
-        return ModelSettings.read(self.config)
+        """What the model says of every call on it.
+
+        Raises:
+            ValueError: the scheduler is one that no sampler stands for.
+        """
+        return dataclasses.replace(ModelSettings.read(self.config), sampler=sampler_of(self.scheduler))
 
     @torch.no_grad()
     def __call__(
         self,
-        image: ImageInput | Sequence[ImageInput],
+        image: ImageInput | Tensor | Sequence[ImageInput | Tensor],
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         *,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        num_images_per_prompt: int = 1,
         seed: int | Sequence[int] = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], Any] | None = None,
+        callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents", "z0"),
         output_type: str = "pil",
         return_intermediates: bool = False,
+        return_dict: bool = True,
         **options: Any,
-    ) -> DiffBodyOutput:
+    ) -> DiffBodyOutput | tuple[Any, ...]:
         """Restore one picture or several.
 
         Args:
-            image: PIL picture (any mode; EXIF orientation is applied), float array (H, W, 3) in [0, 1], `Picture` of
-                `ops.images`, or a list of them. Any size from 16×16.
-            prompt, negative_prompt: a caption, or one a picture; None is empty.
+            image: PIL picture (any mode; EXIF orientation is applied), float array (H, W, 3) or tensor (3, H, W) in
+                [0, 1], `Picture` of `ops.images`, a batch (B, …) of arrays or tensors, or a list of these. Any size
+                from 16×16.
+            prompt, negative_prompt: a caption, or one a picture; None is empty. Any length; see `ops.prompts`.
+            prompt_embeds, negative_prompt_embeds: text embeddings (1 or one a picture, L, D) in their place.
+            num_images_per_prompt: results of each picture, whose seeds count on from the picture's.
             seed: one for all pictures, or one a picture. Noise comes from it by Philox, as everywhere in this project.
             generator: torch generators instead of the seed, one for all or one a picture.
-            callback_on_step_end: called as (pipeline, step, timestep, {"latents", "z0"}) after each step; what it
-                returns is ignored; an exception from it ends the restoration.
-            output_type: "pil" (RGBA where the input had alpha), "np" (float32 (H, W, 3)) or "pt" ((3, H, W)).
+            callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step. What it returns in a
+                dictionary takes the place of latents, prompt_embeds or negative_prompt_embeds. If it sets
+                `pipeline._interrupt`, sampling ends: the results are the predictions z̃_0 of that step. An exception
+                from it ends the call.
+            callback_on_step_end_tensor_inputs: names of the tensors that it gets, of `CALLBACK_TENSORS`.
+            output_type: "pil" (RGBA where the input had alpha), "np" (float32 (H, W, 3)), "pt" ((3, H, W)), or "latent"
+                (z_0, float32 (C, h, w) of the padded working size).
             return_intermediates: also return what the stages found.
+            return_dict: False returns the output's fields as a tuple, the pictures first.
             **options: fields of `RestoreOptions`: num_inference_steps, guidance_scale, body_guidance_scale, strength,
                 sampler, colour_fix, use_residual, upscale, use_{structure,pose,attention}, tile_size,
                 body_guidance_{start,stop,every}; None is the model's value.
 
         Raises:
-            ValueError: an unknown option, a value out of its range, or lists that differ in length.
+            ValueError: an unknown option, a value out of its range, lists that differ in length, or a scheduler that
+                cannot be honoured.
         """
         asked = self.settings.options(**options)
-        pictures = [as_picture(one) for one in _as_list(image)]
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"unknown output_type {output_type!r}, choose one of {', '.join(OUTPUT_TYPES)}")
-        prompts = _one_each("prompt", prompt or "", len(pictures))
-        negatives = _one_each("negative_prompt", negative_prompt or "", len(pictures))
-        seeds = _one_each("seed", seed, len(pictures))
-        generators = None if generator is None else _one_each("generator", generator, len(pictures))
-
-        jobs = [self._prepare(picture, asked) for picture in pictures]
-        results: dict[int, tuple[np.ndarray, Intermediates]] = {}
-        for group in _groups_of_equal_size(jobs):
-            batch = [jobs[i] for i in group]
-            shape = tuple(batch[0].z_r.shape[1:])
-            place = {"device": self.device, "dtype": torch.float32}
-            if generators is not None:
-                noise = generator_noise([generators[i] for i in group], shape, **place)
-            else:
-                noise = noise_source([seeds[i] for i in group], shape, **place)
-            text = encode_prompt(self.tokenizer, self.text_encoder, [prompts[i] for i in group])
-            empty = encode_prompt(self.tokenizer, self.text_encoder, [negatives[i] for i in group])
-            latents, curves = self._sample(batch, text, empty, noise, asked, callback_on_step_end)
-            for i, job, z, curve in zip(group, batch, latents, curves, strict=True):
-                results[i] = self._finish(job, z[None], curve, asked)
-        ordered = [results[i] for i in range(len(jobs))]
-        people = [len(job.structure.crops) for job in jobs]
-        return DiffBodyOutput(
-            images=[
-                as_output(pixels, job.picture, output_type) for (pixels, _), job in zip(ordered, jobs, strict=True)
-            ],
-            intermediates=[found for _, found in ordered] if return_intermediates else None,
-            notices=[notices(count, count, asked) for count in people],
+        width = self.unet.config.cross_attention_dim
+        embeds = prompt_embeds, negative_prompt_embeds
+        call = Call.read(
+            image, prompt, negative_prompt, *embeds, num_images_per_prompt, seed, generator, output_type, width
         )
+        callback = StepCallback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self._interrupt = False
+        try:
+            output = self._restore(call, asked, callback, return_intermediates)
+        finally:
+            self.maybe_free_model_hooks()
+        return output if return_dict else output.to_tuple()
+
+    def _restore(self, call: Call, options: RestoreOptions, callback: StepCallback, with_found: bool) -> DiffBodyOutput:
+        prompting = Prompting(self.tokenizer, self.text_encoder, call, options.guidance_scale)
+        prepared = [self._prepare(picture, options) for picture in call.pictures]
+        jobs = [prepared[source] for source in call.sources]
+        sampled: dict[int, _Sampled] = {}
+        for group in _groups([(*job.z_r.shape, prompting.chunks(place)) for place, job in enumerate(jobs)]):
+            batch, text = [jobs[i] for i in group], prompting.text(group, self._execution_device, self.unet.dtype)
+            noise = call.noise(group, batch[0].z_r.shape[1:], self._execution_device)
+            results = self._sample(batch, text, noise, options, callback)
+            sampled.update(zip(group, results, strict=True))
+        images, told = [], []
+        for place, job in enumerate(jobs):
+            images.append(self._finish(job, sampled[place].z0, options, call.output_type))
+            people = len(job.structure.crops)
+            of_restoring = notices(people, people, options) + prompting.notices(place) + sampled[place].notices
+            told.append([*job.picture.notices, *of_restoring])
+        found = [_found(job, sampled[place].curve) for place, job in enumerate(jobs)] if with_found else None
+        return DiffBodyOutput(images, found, told)
 
     def _prepare(self, picture: Picture, options: RestoreOptions) -> _Job:
         """Steps 1 to 4 of the method for one picture: r, P, A and z_r."""
         sizes = Sizes.plan(picture.pixels.shape[:2], options, self.settings, self.multiple)
-        low = torch.from_numpy(preprocess(picture, sizes)).to(self.device, self.swinir.dtype)
+        low = torch.from_numpy(preprocess(picture, sizes)).to(self._execution_device, self.swinir.dtype)
         regression = self._tiled(self.swinir, low, options, (1, 1)).clamp(0, 1)
         if options.use_structure:
             structure = structure_maps(self.pose_detector, self.pose, self.parts, regression)
@@ -218,41 +247,51 @@ class DiffBodyPipeline(DiffusionPipeline):
     def _sample(
         self,
         jobs: list[_Job],
-        text: Tensor,
-        empty: Tensor,
+        text: Text,
         noise: NoiseSource,
         options: RestoreOptions,
-        callback: Callable[[Any, int, int, dict[str, Tensor]], Any] | None,
-    ) -> tuple[Tensor, list[list[tuple[int, float]]]]:
-        """Step 5, algorithm 1: z_0 (B, C, h, w) float32 and the loss curves of a batch of equal size."""
-        denoiser = self._denoiser(torch.cat([job.condition for job in jobs]), text, empty, options)
+        callback: StepCallback,
+    ) -> list[_Sampled]:
+        """Step 5, algorithm 1, of a batch of equal size; a callback may steer and end it."""
         curves: list[list[tuple[int, float]]] = [[] for _ in jobs]
+        schedule = make_schedule(options.sampler, options.num_inference_steps, options.strength)
+        z_r = torch.cat([job.z_r for job in jobs])
 
-        def after_step(info: StepInfo) -> None:
+        def after_step(info: StepInfo) -> Tensor | None:
+            bar.update()
             if info.loss is not None:
                 for curve, loss, job in zip(curves, info.loss.tolist(), jobs, strict=True):
                     if job.structure.crops:
                         curve.append((info.timestep, loss))
-            if callback is not None:
-                callback(self, info.step, info.timestep, {"latents": info.latents, "z0": info.z0})
+            latents = callback(self, info, text)
+            if self._interrupt and info.step + 1 < len(schedule):
+                raise InterruptedSamplingError(info.z0, info.step + 1)
+            return latents
 
-        schedule = make_schedule(options.sampler, options.num_inference_steps, options.strength)
-        start = initial_latents(schedule, torch.cat([job.z_r for job in jobs]), noise, options.strength)
-        return sample(denoiser, start, schedule, noise, self._guidance(jobs, options), after_step), curves
+        told = []
+        with self.progress_bar(total=len(schedule)) as bar:
+            try:
+                if self._interrupt:  # in the batch before
+                    raise InterruptedSamplingError(z_r, 0)
+                denoiser = self._denoiser(torch.cat([job.condition for job in jobs]), text, options)
+                start = initial_latents(schedule, z_r, noise, options.strength)
+                z0 = sample(denoiser, start, schedule, noise, self._guidance(jobs, options), after_step)
+            except InterruptedSamplingError as stop:
+                z0, told = stop.z0, [f"interrupted after {stop.steps} of {len(schedule)} steps"]
+        return [_Sampled(z[None], curve, told) for z, curve in zip(z0, curves, strict=True)]
 
-    def _denoiser(
-        self, condition: Tensor, text: Tensor, empty: Tensor, options: RestoreOptions
-    ) -> Callable[[Tensor, Tensor], Tensor]:
+    def _denoiser(self, condition: Tensor, text: Text, options: RestoreOptions) -> Callable[[Tensor, Tensor], Tensor]:
         """ε_θ with classifier-free guidance, ε_∅ + w·(ε_c − ε_∅) (Ho & Salimans 2022), tiled on large latents."""
         scale = options.guidance_scale
         # Another memory layout is another kernel, with other rounding: what goes in is contiguous whatever came out.
         condition = condition.contiguous()
 
         def one_tile(z: Tensor, t: Tensor, c: Tensor) -> Tensor:
-            if scale == 1.0:
-                return denoise(self.unet, self.control, z, t, text, c)
+            embeds, empty = text.prompt_embeds, text.negative_prompt_embeds
+            if empty is None:
+                return denoise(self.unet, self.control, z, t, embeds, c)
             zz, tt, cc = (torch.cat([x, x]) for x in (z, t, c))
-            without, with_text = denoise(self.unet, self.control, zz, tt, torch.cat([empty, text]), cc).chunk(2)
+            without, with_text = denoise(self.unet, self.control, zz, tt, torch.cat([empty, embeds]), cc).chunk(2)
             return without + scale * (with_text - without)
 
         def denoiser(z_t: Tensor, t: Tensor) -> Tensor:
@@ -276,19 +315,13 @@ class DiffBodyPipeline(DiffusionPipeline):
             options,
         )
 
-    def _finish(
-        self, job: _Job, z0: Tensor, curve: list[tuple[int, float]], options: RestoreOptions
-    ) -> tuple[np.ndarray, Intermediates]:
+    def _finish(self, job: _Job, z0: Tensor, options: RestoreOptions, output_type: str) -> Any:
         """Step 6: decode, correct the colours against r, bring to the asked size."""
+        if output_type == "latent":
+            return z0[0]
         decoded = reconstruct(lambda z: self._decode(z, options), z0, job.z_r, job.regression, options)
-        decoded, regression, pose, attention = (
-            tensor.float().cpu().numpy()
-            for tensor in (decoded, job.regression, job.structure.pose, job.structure.attention)
-        )
-        found = Intermediates.without_padding(
-            job.sizes, regression, job.structure.boxes, job.structure.keypoints, pose, attention, curve
-        )
-        return postprocess(decoded, regression, job.sizes, options), found
+        pixels = postprocess(_to_numpy(decoded), _to_numpy(job.regression), job.sizes, options)
+        return as_output(pixels, job.picture, output_type)
 
     def _decode(
         self, latents: Tensor, options: RestoreOptions, network: Callable[[Tensor], Tensor] | None = None
@@ -337,21 +370,21 @@ class DiffBodyPipeline(DiffusionPipeline):
         return in_tiles(one_tile, inputs.shape[2:], options.tile_size, self.multiple, factor, cell)
 
 
-def _as_list(image: Any) -> list[Any]:
-    return list(image) if isinstance(image, list | tuple) else [image]
+def _found(job: _Job, curve: list[tuple[int, float]]) -> Intermediates:
+    regression, pose, attention = map(_to_numpy, (job.regression, job.structure.pose, job.structure.attention))
+    structure = job.structure
+    return Intermediates.without_padding(
+        job.sizes, regression, structure.boxes, structure.keypoints, pose, attention, curve
+    )
 
 
-def _one_each(name: str, value: Any, count: int) -> list[Any]:
-    """One value a picture, from one for all or a list."""
-    values = list(value) if isinstance(value, list | tuple) else [value] * count
-    if len(values) != count:
-        raise ValueError(f"{name}: {len(values)} given for {count} pictures")
-    return values
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()
 
 
-def _groups_of_equal_size(jobs: list[_Job]) -> list[list[int]]:
-    """Indices of jobs that can be sampled in one batch."""
+def _groups(keys: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Places of equal keys: results that can be sampled in one batch."""
     groups: dict[tuple[int, ...], list[int]] = {}
-    for i, job in enumerate(jobs):
-        groups.setdefault(tuple(job.z_r.shape), []).append(i)
+    for place, key in enumerate(keys):
+        groups.setdefault(key, []).append(place)
     return list(groups.values())

@@ -43,7 +43,7 @@ def sample(
     schedule: Schedule,
     noise: NoiseSource,
     guidance: GuidanceHook | None = None,
-    callback: Callable[[StepInfo], None] | None = None,
+    callback: Callable[[StepInfo], Tensor | None] | None = None,
 ) -> Tensor:
     """Sample z_0 by the schedule's sampler with a guided z_0 (DiffBody, algorithm 1).
 
@@ -53,7 +53,8 @@ def sample(
         schedule: from `ops.samplers.make_schedule`.
         noise: see `ops.samplers.NoiseSource`; samplers that add no noise do not draw any.
         guidance: replaces each predicted z_0; None samples without.
-        callback: called after each step; an exception from it ends the sampling.
+        callback: called after each step; latents that it returns take the place of the step's, and an exception from it
+            ends the sampling.
 
     Returns:
         The sampled z_0, (B, C, h, w).
@@ -67,7 +68,8 @@ def sample(
             z0, loss = guidance(z0, t, step)
         latents, previous = next_latents(schedule, step, latents, z0, previous, noise), z0
         if callback is not None:
-            callback(StepInfo(step, len(schedule), t, z0, latents, loss))
+            changed = callback(StepInfo(step, len(schedule), t, z0, latents, loss))
+            latents = latents if changed is None else changed
     return latents
 
 

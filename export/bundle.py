@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from diffbody_ref import __version__
+from diffbody_ref.libraries import silence_libraries
 from diffbody_ref.ops.devices import PRECISIONS
 from diffbody_ref.ops.files import replace_folder
 from diffbody_ref.ops.progress import Progress, silent
@@ -21,11 +23,10 @@ from diffbody_ref.stages import STAGES, bind_stages
 from export.onnx import export_onnx
 from export.parity import REPORT_JSON, REPORT_PAGE, parity, write_reports
 from export.weights import WeightStore
-from runtime.bundle import MANIFEST, Bundle, Manifest, StageEntry, file_entry, graph_kind, sha256
+from runtime.bundle import MANIFEST, UNREAD, Bundle, Manifest, StageEntry, file_entry, graph_kind, sha256
 
 RECORD = "provenance.json"  # in an unfinished bundle: what its stages were made from
 GRAPHS = (".onnx", ".data", ".plan")
-UNREAD = (".md", ".png")  # for people: they may change
 PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 
@@ -42,10 +43,12 @@ def export_bundle(
 
     Raises:
         FileNotFoundError: `model` is no pipeline folder.
-        ValueError: unknown precision; a graph does not fit its stage, or is beyond its tolerance (see `export.parity`).
+        ValueError: unknown precision; a link in `model` leads nowhere; a graph does not fit its stage, or is beyond its
+            tolerance (see `export.parity`).
     """
     if unknown := set(precisions) - set(PRECISIONS):
         raise ValueError(f"unknown precision {min(unknown)!r}, choose of {', '.join(PRECISIONS)}")
+    silence_libraries()
     pipeline = DiffBodyPipeline.from_pretrained(model)
     provenance = {"weights": weights_hash(model), "diffbody": __version__, **{name: version(name) for name in PACKAGES}}
     part = out.with_name(f".{out.name}.part")
@@ -81,17 +84,39 @@ def graph_path(stage: str, precision: str) -> str:
 
 
 def weights_hash(model: Path) -> str:
-    """SHA-256 over the names and contents of a pipeline folder's weights and configurations."""
+    """SHA-256 over the names and contents of a pipeline folder's files: weights, configurations, vocabulary.
+
+    Raises:
+        ValueError: the folder holds no weights, or a link that leads nowhere or back to a folder around it.
+    """
     whole = hashlib.sha256()
-    for path in sorted(p for p in _networks(model) if p.suffix in (".safetensors", ".json")):
-        whole.update(f"{path.relative_to(model).as_posix()} {sha256(path)}\n".encode())
+    for path in _networks(model):
+        if path.suffix not in UNREAD:
+            whole.update(f"{path.relative_to(model).as_posix()} {sha256(path)}\n".encode())
     return whole.hexdigest()
 
 
 def _networks(model: Path) -> list[Path]:
-    """The files of a folder that are not an earlier export's."""
+    """The files of a folder that are not an earlier export's, sorted; links to files and folders are followed.
+
+    Raises:
+        ValueError: see `weights_hash`.
+    """
     made = {MANIFEST, REPORT_JSON, REPORT_PAGE, RECORD}
-    return [path for path in model.rglob("*") if path.is_file() and path.suffix not in GRAPHS and path.name not in made]
+    found = []
+    for parent, folders, files in os.walk(model, followlinks=True):
+        here = Path(parent)
+        around = {here.resolve(), *here.resolve().parents}
+        for name in (*folders, *files):
+            path = here / name
+            if not path.exists():
+                raise ValueError(f"{path}: a link that leads nowhere; a model must be complete to be exported")
+            if path.is_symlink() and path.resolve() in around:
+                raise ValueError(f"{path}: a link that leads back to a folder around it")
+        found += [here / name for name in files if Path(name).suffix not in GRAPHS and name not in made]
+    if not any(path.suffix == ".safetensors" for path in found):
+        raise ValueError(f"{model}: holds no weights (*.safetensors)")
+    return sorted(path for path in found if path.is_file())
 
 
 def _start_or_resume(part: Path, model: Path, provenance: dict[str, str]) -> None:

@@ -29,8 +29,8 @@ LEAST_PSNR = {"float32": 45.0, "float16": 35.0, "bfloat16": 25.0}  # dB, end to 
 # Sizes to try beside those of the sample run; a name that a stage lacks is passed over.
 SIZES: tuple[dict[str, int], ...] = (
     {"batch": 1, "people": 1, "height": 1, "width": 1},
-    {"batch": 3, "people": 2, "height": 5, "width": 3},
-    {"batch": 4, "people": 4, "height": 7, "width": 9},
+    {"batch": 3, "people": 2, "height": 5, "width": 3, "chunks": 2},
+    {"batch": 4, "people": 4, "height": 7, "width": 9, "chunks": 3},
 )
 
 

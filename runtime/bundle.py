@@ -7,6 +7,17 @@
     parity.md, .json    how near the graphs are to the networks
 
 The manifest names every file with its size and SHA-256; a bundle whose files differ is refused.
+
+A bundle may come from anybody, so its manifest is read by a schema: the dataclasses below, by msgspec, which reads
+them as they are. (pydantic does so, too, and is installed with some extras. But msgspec is one wheel of 0.2 MB with no
+dependencies, pydantic five of 2.9 MB, and what a bundle needs is on every laptop; both take tens of milliseconds to
+import.) What types do not say is said by `_check_*`.
+
+What is read of a bundle is what its manifest has the hash of. A file may be a link, as in Hugging Face's cache, where
+all are links into a folder `blobs` outside: what the hash answers for is the same wherever it lies, and whoever wrote
+the manifest knows its content already, so that nothing of this machine's can be smuggled into a result. A link out of
+the bundle that no hash answers for is refused: it would bring in a file of this machine that the bundle's author
+chose. (That files change after they were verified is not defended against: who can do that can change this program.)
 """
 
 from __future__ import annotations
@@ -14,16 +25,40 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffbody_ref.ops.geometry import Geometry
 from diffbody_ref.ops.options import ModelSettings
+from diffbody_ref.ops.samplers import NUM_TRAIN_TIMESTEPS
 from diffbody_ref.ops.tensors import SizeRange, TensorSpec
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+UNREAD = (".md", ".png")  # for people: they may change
+TOKENIZER_FILES = ("tokenizer/vocab.json", "tokenizer/merges.txt")
+ADDED = ("settings.sampler",)  # fields that the first bundles lack: their value is the default
+NEEDED_STAGES: dict[str, tuple[str, ...]] = {
+    "restorer": (),
+    "pose_detector": (),
+    "pose": (),
+    "parts": (),
+    "text_encoder": (),
+    "vae_encoder": (),
+    "denoiser": ("batch",),
+    "guidance": ("batch", "people"),
+    "vae_decoder": (),
+}
+"""What `runtime.restore` runs, with the sizes whose ranges it reads; a bundle may have more."""
+
+DTYPES = ("float32", "float16", "int64", "int32", "bool")  # of tensors
+DYNAMIC_SIDE = re.compile(r"(?:([1-9][0-9]{0,6})\*)?([a-z_]+)")  # see `TensorSpec.shape`
+MAX_SIZE = 1 << 20  # of anything that is counted, in pixels, cells or channels
+MAX_LINE = 300  # characters of an error
 
 
 def graph_kind(precision: str) -> str:
@@ -119,63 +154,164 @@ def read_manifest(folder: Path, verify: bool = True) -> Manifest:
     """The manifest of a bundle, whose files are as it says, unless that is not to be verified.
 
     Raises:
-        BundleError: no bundle, a newer schema, a broken manifest, a path outside the bundle, a missing or changed file.
+        BundleError: no bundle, another schema, a manifest that does not keep to it, a path or a link out of the bundle,
+            a missing or changed file.
     """
     path = folder / MANIFEST
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError:
         raise BundleError(f"{folder}: not a bundle, it has no {MANIFEST}; make one with `diffbody export`") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: cannot be read: {error}") from None
-    schema = values.get("schema") if isinstance(values, dict) else None
-    if schema != SCHEMA:
-        raise BundleError(f"{path}: schema is {schema!r}, this version reads {SCHEMA}; update diffbody or export again")
-    try:
-        manifest = _manifest(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{path}: broken manifest: {error!r}; export again") from None
-    for name, entry in manifest.files.items() if verify else ():
-        _check_file(folder, name, entry)
-    for stage in manifest.stages.values():
-        for graph in stage.graphs.values():
-            if graph not in manifest.files:
-                raise BundleError(f"{path}: the graph {graph!r} is not among its files; export again")
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {shorten(error)}") from None
+    manifest = _parse(path, text)
+    if verify:
+        for name, entry in manifest.files.items():
+            _check_file(folder, name, entry)
+        _check_links(folder, manifest)
     return manifest
 
 
-def _manifest(values: dict[str, Any]) -> Manifest:
-    def specs(items: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(item["name"], item["dtype"], tuple(item["shape"])) for item in items)
+def _parse(path: Path, text: bytes) -> Manifest:
+    import msgspec
 
-    geometry = {**values["geometry"], "part_names": tuple(values["geometry"]["part_names"])}
-    stages = {
-        name: StageEntry(
-            specs(stage["inputs"]),
-            specs(stage["outputs"]),
-            {size: SizeRange(**values) for size, values in stage["sizes"].items()},
-            dict(stage["graphs"]),
-        )
-        for name, stage in values["stages"].items()
-    }
-    files = {name: FileEntry(**entry) for name, entry in values["files"].items()}
-    settings = ModelSettings(**values["settings"])
-    known: dict[str, Any] = {"settings": settings, "geometry": Geometry(**geometry), "stages": stages, "files": files}
-    known["plans"] = tuple(
-        PlanTarget(**{**plan, "compute_capabilities": tuple(plan["compute_capabilities"])}) for plan in values["plans"]
-    )
-    return Manifest(**{**values, "alphas_cumprod": tuple(values["alphas_cumprod"]), **known})
+    broken = f"{path}: broken manifest"
+    values: Any = None
+    try:
+        values = msgspec.json.decode(text)
+        schema = values.get("schema") if isinstance(values, dict) else None
+        if schema != SCHEMA or isinstance(schema, bool):
+            was = shorten(repr(schema))
+            raise BundleError(f"{path}: schema is {was}, this version reads {SCHEMA}; update diffbody or export again")
+        manifest = msgspec.convert(values, Manifest)
+        _check_fields(values, dataclasses.asdict(manifest))
+        _check_values(manifest)
+    except BundleError:
+        raise
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{broken}: {shorten(_name_entry(str(error), values))}; export again") from None
+    except RecursionError:
+        raise BundleError(f"{broken}: it is nested too deeply; export again") from None
+    except (ValueError, OverflowError) as error:  # msgspec's errors are ValueErrors
+        raise BundleError(f"{broken}: {shorten(error)}; export again") from None
+    return manifest
+
+
+def _name_entry(error: str, values: Any) -> str:
+    """msgspec's error with the name of the stage or file, for which it writes "[...]"."""
+    import msgspec
+
+    for part, kind in (("stages", StageEntry), ("files", FileEntry)):
+        for name, value in values[part].items() if f"$.{part}[...]" in error else ():
+            try:
+                msgspec.convert(value, kind)
+            except msgspec.ValidationError:
+                return error.replace(f"$.{part}[...]", f"$.{part}.{name}")
+    return error
+
+
+def _check_fields(given: Any, read: Any, place: str = "") -> None:
+    """See that what was read of a manifest is all that it holds, and that nothing was filled in."""
+    if isinstance(read, dict) and place != "tokenizer":
+        for name in given.keys() ^ read.keys():
+            field = f"{place}.{name}".lstrip(".")
+            if name in given:
+                raise ValueError(f"unknown field {field}")
+            if field not in ADDED:
+                raise ValueError(f"the field {field} is missing")
+        for name in given.keys() & read.keys():
+            _check_fields(given[name], read[name], f"{place}.{name}".lstrip("."))
+    elif isinstance(read, list | tuple):
+        for place_in_list, (one, other) in enumerate(zip(given, read, strict=True)):
+            _check_fields(one, other, f"{place}[{place_in_list}]")
+
+
+def _check_values(manifest: Manifest) -> None:
+    """See that a manifest of the right types makes sense."""
+    geometry, settings = manifest.geometry, manifest.settings
+    for name, value in dataclasses.asdict(geometry).items():
+        if name != "part_names" and not 1 <= value <= MAX_SIZE:
+            raise ValueError(f"geometry.{name} must be in 1..{MAX_SIZE}, got {value}")
+    if geometry.multiple % geometry.factor:
+        raise ValueError(f"geometry.multiple must be a multiple of {geometry.factor}, got {geometry.multiple}")
+    if not geometry.part_names or geometry.text_length < 3:
+        raise ValueError("geometry: it needs part_names, and a text_length of at least 3")
+    for name in ("base_height", "base_width", "tile_size"):
+        if not 1 <= getattr(settings, name) <= MAX_SIZE:
+            raise ValueError(f"settings.{name} must be in 1..{MAX_SIZE}, got {getattr(settings, name)}")
+    try:
+        settings.options()
+    except ValueError as error:
+        raise ValueError(f"settings: {error}") from None
+    levels = (1.0, *manifest.alphas_cumprod, 0.0)
+    if len(levels) != NUM_TRAIN_TIMESTEPS + 2 or any(a <= b for a, b in pairwise(levels)):
+        raise ValueError(f"alphas_cumprod must be {NUM_TRAIN_TIMESTEPS} numbers that fall from below 1 to above 0")
+    for name, sizes in NEEDED_STAGES.items():
+        if name not in manifest.stages:
+            raise ValueError(f"stages.{name} is missing")
+        if missing := set(sizes) - manifest.stages[name].sizes.keys():
+            raise ValueError(f"stages.{name}.sizes.{min(missing)} is missing")
+    for name, entry in manifest.files.items():
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in name or "\0" in name:
+            raise ValueError(f"files: {name!r} is outside of the bundle; it is not to be trusted")
+        if entry.size < 0:
+            raise ValueError(f"files: {name!r} cannot have {entry.size} bytes")
+    for name in TOKENIZER_FILES:
+        if name not in manifest.files:
+            raise ValueError(f"{name!r} is not among its files")
+    for name, stage in manifest.stages.items():
+        _check_stage(f"stages.{name}", stage, manifest.files)
+
+
+def _check_stage(place: str, stage: StageEntry, files: Mapping[str, FileEntry]) -> None:
+    for name, span in stage.sizes.items():
+        if not 1 <= span.least <= span.usual <= span.most <= MAX_SIZE:
+            raise ValueError(f"{place}.sizes.{name} must be 1 <= least <= usual <= most <= {MAX_SIZE}")
+    for spec in (*stage.inputs, *stage.outputs):
+        if spec.dtype not in DTYPES:
+            raise ValueError(f"{place}: {spec.name!r} has the dtype {spec.dtype!r}, known are {', '.join(DTYPES)}")
+        for side in spec.shape:
+            factor, size = (side, None) if isinstance(side, int) else _split_side(side)
+            if not 1 <= factor <= MAX_SIZE or (size is not None and size not in stage.sizes):
+                raise ValueError(f"{place}: {spec.name!r} has the side {side!r}: neither 1 to {MAX_SIZE} nor a size")
+    for graph in stage.graphs.values():
+        if graph not in files:
+            raise ValueError(f"{place}: the graph {graph!r} is not among its files")
+
+
+def _split_side(side: str) -> tuple[int, str | None]:
+    """Factor and name of a dynamic size; a factor of 0 where it is none."""
+    match = DYNAMIC_SIDE.fullmatch(side)
+    return (int(match[1] or 1), match[2]) if match else (0, None)
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
-    inside = PurePosixPath(name)
-    path = folder / inside
-    if inside.is_absolute() or ".." in inside.parts or not path.resolve().is_relative_to(folder.resolve()):
-        raise BundleError(f"{folder}: {name!r} is outside of the bundle; it is not to be trusted")
-    if not path.is_file():
-        raise BundleError(f"{path}: missing; export or download the bundle again")
-    if path.stat().st_size != entry.size or sha256(path) != entry.sha256:
+    path = folder / name
+    try:
+        if not path.is_file():
+            raise BundleError(f"{path}: missing; export or download the bundle again")
+        same = path.stat().st_size == entry.size and sha256(path) == entry.sha256
+    except OSError as error:
+        raise BundleError(f"{folder}: {shorten(name)}: cannot be read: {shorten(error)}") from None
+    if not same:
         raise BundleError(f"{path}: differs from the manifest; export or download the bundle again")
+
+
+def _check_links(folder: Path, manifest: Manifest) -> None:
+    """See that no link brings in a file that the manifest has no hash of; nothing reads files for people."""
+    whole = folder.resolve()
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        read = path.suffix not in UNREAD and not path.name.startswith(".") and name != MANIFEST
+        if path.is_symlink() and read and name not in manifest.files and not path.resolve().is_relative_to(whole):
+            raise BundleError(f"{path}: a link out of the bundle to what the manifest does not list; remove it")
+
+
+def shorten(text: object) -> str:
+    """What is said of an error or a value, in one line that stays one, whatever somebody put into a file."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}…"
 
 
 def sha256(path: Path) -> str:

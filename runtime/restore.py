@@ -15,22 +15,21 @@ from PIL import Image
 
 from diffbody_ref.ops.drawing import draw_pose
 from diffbody_ref.ops.images import ImageInput, Picture, as_picture, to_image, write_image
+from diffbody_ref.ops.metadata import NO_METADATA, Metadata
 from diffbody_ref.ops.noise import check_seed, philox_noise
 from diffbody_ref.ops.options import RestoreOptions
 from diffbody_ref.ops.pose import crop_people, decode_simcc, letterbox, person_crop
 from diffbody_ref.ops.processing import Sizes, postprocess, preprocess, reconstruct, resize_alpha, to_pixels
+from diffbody_ref.ops.prompts import PromptTokenizer, check_text, prompt_notices, prompts_read
 from diffbody_ref.ops.results import Intermediates, notices
 from diffbody_ref.ops.samplers import StepInfo, initial_latents, make_schedule
 from diffbody_ref.ops.tiling import Cells, in_tiles
-from runtime.bundle import Bundle, Manifest
+from runtime.bundle import Bundle, BundleError, Manifest, shorten
 from runtime.engines import EngineConfig, Infer, Observer
 from runtime.engines.pool import EnginePool
 from runtime.steps import Sampling, Target, View, advance, constant, views
 
 EMBEDDINGS = 64  # prompts whose embeddings are kept
-
-Tokenize = Callable[[str], np.ndarray]
-"""Prompt → token ids, int64 (text_length,)."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +41,45 @@ class Restoration:
         alpha: float32 (H, W) in [0, 1], 1 is opaque: the input's transparency; None where the input has none.
         intermediates: what the stages found on the way.
         notices: what whoever asked should know, a line each, such as that no person was found.
+        metadata: what the input's file says besides its pixels.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None
     intermediates: Intermediates
     notices: list[str]
+    metadata: Metadata = NO_METADATA
 
     @property
     def image(self) -> Image.Image:
         """The picture as Pillow's, 8 bits a channel: RGB, or RGBA where there is alpha."""
         return to_image(self.pixels, self.alpha)
 
-    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write the picture to a file (png, jpg or webp), whole or not at all.
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        overwrite: bool = False,
+        *,
+        quality: int | None = None,
+        keep_metadata: bool = True,
+    ) -> list[str]:
+        """Write the picture to a file (png, jpg, webp, avif or tiff), whole or not at all.
+
+        Args:
+            path: of the file; its suffix says the format.
+            overwrite: replace a file that exists.
+            quality: 1 to 100, of the formats that are not lossless; None is the format's own.
+            keep_metadata: also write EXIF, XMP and resolution of the input's file.
+
+        Returns:
+            What the file does not hold, a sentence each.
 
         Raises:
             ImageError: an unknown suffix, a place that cannot be written to, or a file that exists and is not to be
                 overwritten.
         """
-        write_image(path, self.pixels, self.alpha, overwrite)
+        metadata = self.metadata if keep_metadata else None
+        return write_image(path, self.pixels, self.alpha, overwrite, quality=quality, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -100,10 +118,10 @@ class Restorer:
     Args:
         manifest: the bundle's.
         infer: runs a stage.
-        tokenize: the bundle's tokenizer.
+        tokenize: splits prompts into chunks of the bundle's token ids.
     """
 
-    def __init__(self, manifest: Manifest, infer: Infer, tokenize: Tokenize) -> None:
+    def __init__(self, manifest: Manifest, infer: Infer, tokenize: PromptTokenizer) -> None:
         self.manifest, self.infer, self.tokenize = manifest, infer, tokenize
         self.geometry, self.settings = manifest.geometry, manifest.settings
         self._embed = lru_cache(EMBEDDINGS)(self._encode_prompt)
@@ -151,13 +169,14 @@ class Restorer:
         """
         asked = self.settings.options(**options)
         check_seed(seed)
+        prompt, negative_prompt = check_text(prompt or ""), check_text(negative_prompt or "", "negative_prompt")
         picture = as_picture(image)
         sizes = self.sizes(picture, asked)
         low = preprocess(picture, sizes)
         regression = self.regress(low, asked)
         people = self.find_people(regression, asked)
         parts = self.find_parts(regression, people.boxes)
-        text = self.encode_text(prompt or "", negative_prompt or "", asked)
+        text = self.encode_text(prompt, negative_prompt, asked)
         z_r = self.encode(regression, asked)
         sampling = self.begin(z_r, people.pose, parts, text, asked, seed)
         while not sampling.done:
@@ -172,7 +191,8 @@ class Restorer:
             intermediates=Intermediates.without_padding(
                 sizes, regression, people.boxes, people.keypoints, people.pose, parts.attention, sampling.loss_curve
             ),
-            notices=notices(len(people.boxes), guided_people(sampling.views), asked),
+            notices=[*picture.notices, *self.notices(len(people.boxes), sampling, prompt, negative_prompt)],
+            metadata=picture.metadata,
         )
 
     def sizes(self, picture: Picture, options: RestoreOptions) -> Sizes:
@@ -224,9 +244,13 @@ class Restorer:
         )
 
     def encode_text(self, prompt: str, negative_prompt: str, options: RestoreOptions) -> np.ndarray:
-        """c, (1, L, D), and where classifier-free guidance is on also the negative prompt's, (2, L, D)."""
-        prompts = [prompt] + [negative_prompt] * (options.guidance_scale != 1.0)
-        return np.concatenate([self._embed(each) for each in prompts])
+        """c, (1, L, D), and where classifier-free guidance is on also the negative prompt's, (2, L, D).
+
+        L is the model's text length for each chunk that the longer prompt needs; see `diffbody_ref.ops.prompts`.
+        """
+        prompts = prompts_read(prompt, negative_prompt, options.guidance_scale)
+        chunks = max(len(self.tokenize(each).ids) for each in prompts)
+        return np.concatenate([self._embed(each, chunks) for each in prompts])
 
     def encode(self, regression: np.ndarray, options: RestoreOptions) -> np.ndarray:
         """z_r = E(r)."""
@@ -247,6 +271,19 @@ class Restorer:
         seen = views(parts.target, z_r.shape[2:], options.tile_size, self.geometry) if guided else []
         return Sampling(schedule, start, noise, condition, text, options, seen)
 
+    def notices(self, people: int, sampling: Sampling, prompt: str, negative_prompt: str) -> list[str]:
+        """What whoever asked should know of a restoration, one line each.
+
+        Args:
+            people: how many were found.
+            sampling: of the restoration.
+            prompt: as it was given.
+            negative_prompt: as it was given.
+        """
+        options = sampling.options
+        told = notices(people, guided_people(sampling.views), options)
+        return told + prompt_notices(prompt, negative_prompt, options.guidance_scale, self.tokenize)
+
     def decode(self, latents: np.ndarray, options: RestoreOptions) -> np.ndarray:
         """D(z)."""
         return self._tiled("vae_decoder", "latents", latents, options, (self.geometry.factor, 1), self.geometry.factor)
@@ -264,8 +301,9 @@ class Restorer:
         boxes = self.infer("pose_detector", feed)["boxes"][0]
         return boxes[boxes[:, 4] > 0]
 
-    def _encode_prompt(self, prompt: str) -> np.ndarray:
-        return constant(self.infer("text_encoder", {"token_ids": self.tokenize(prompt)[None]})["text"])
+    def _encode_prompt(self, prompt: str, chunks: int) -> np.ndarray:
+        text = self.infer("text_encoder", {"token_ids": self.tokenize(prompt, chunks).ids})["text"]
+        return constant(text.reshape(1, -1, text.shape[2]))
 
     def _tiled(
         self,
@@ -289,18 +327,26 @@ def guided_people(seen: Sequence[View]) -> int:
     return sum(len(view.target.windows) for view in seen)
 
 
-def load_tokenizer(bundle: Bundle) -> Tokenize:
-    """The bundle's tokenizer; prompts are cut or padded to the manifest's length."""
+def load_tokenizer(bundle: Bundle) -> PromptTokenizer:
+    """The bundle's tokenizer; it splits prompts into as many chunks as the bundle's denoiser reads.
+
+    Raises:
+        BundleError: the tokenizer's files, or what the manifest says of it, are no tokenizer.
+    """
     from tokenizers import Tokenizer
 
-    folder = bundle.folder / "tokenizer"
-    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = [line for line in merges if line and not line.startswith("#version")]
-    frame = bundle.manifest.tokenizer
-    model = {**frame["model"], "vocab": vocabulary, "merges": merges}
-    tokenizer = Tokenizer.from_str(json.dumps({**frame, "model": model}))
-    return lambda prompt: np.array(tokenizer.encode(prompt).ids, np.int64)
+    manifest, folder = bundle.manifest, bundle.folder / "tokenizer"
+    chunks = manifest.stages["denoiser"].sizes.get("chunks")
+    try:
+        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        merges = [line for line in merges if line and not line.startswith("#version")]
+        model = {**manifest.tokenizer["model"], "vocab": vocabulary, "merges": merges}
+        tokenizer = Tokenizer.from_str(json.dumps({**manifest.tokenizer, "model": model}))
+        pad_id = tokenizer.padding["pad_id"]
+        return PromptTokenizer(tokenizer, manifest.geometry.text_length, pad_id, chunks.most if chunks else 1)
+    except Exception as error:  # the library's errors have no common class
+        raise BundleError(f"{folder}: no tokenizer: {shorten(error)}; export or download the bundle again") from None
 
 
 def _block_means(maps: np.ndarray, factor: int) -> np.ndarray:

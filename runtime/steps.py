@@ -96,7 +96,7 @@ class Sampling:
         latents: z (1, C, h, w) at step `step`, and after the last step z_0.
         noise: see `NoiseSource`.
         condition: z_r, pose and attention, (1, C', h, w).
-        text: (1, L, D), or (2, L, D) with the negative prompt's.
+        text: (1, L, D), or (2, L, D) with the negative prompt's; L is 77 for each chunk of the longer one.
         options: of the restoration.
         views: what body guidance looks at; empty where it is off or nobody was found.
         loss_curve: (timestep, loss of eq. 6) of the guided steps so far.
@@ -146,10 +146,15 @@ class Sampling:
 
 
 def advance(batch: Sequence[Sampling], infer: Infer, manifest: Manifest) -> list[StepInfo]:
-    """Do one step of each; those of one size go through the networks together. It fails for all, or for none."""
+    """Do one step of each; those of one size go through the networks together. It fails for all, or for none.
+
+    Those whose prompts are of different lengths do not: a longer text is another result, whoever else is there.
+    """
     by_size: dict[tuple[object, ...], list[int]] = {}
     for index, sampling in enumerate(batch):
-        by_size.setdefault((*sampling.latents.shape, sampling.options.tile_size), []).append(index)
+        by_size.setdefault((*sampling.latents.shape, sampling.text.shape[1], sampling.options.tile_size), []).append(
+            index
+        )
     z0: dict[int, np.ndarray] = {}
     losses: dict[int, np.ndarray] = {}
     for indices in by_size.values():

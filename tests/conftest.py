@@ -45,3 +45,16 @@ def photo(tmp_path: Path, pixels: np.ndarray) -> Path:
     path.parent.mkdir()
     write_image(path, pixels)
     return path
+
+
+@pytest.fixture
+def album(tmp_path: Path, pixels: np.ndarray) -> Path:
+    """A folder of two good pictures, a truncated one and a text file with a picture's suffix."""
+    folder = tmp_path / "album"
+    folder.mkdir()
+    write_image(folder / "a.png", pixels)
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:1000])
+    (folder / "c.jpg").write_text("not a picture")
+    write_image(folder / "d.webp", 1 - pixels)
+    (folder / "notes.txt").write_text("not meant to be a picture")
+    return folder

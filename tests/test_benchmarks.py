@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.engines import plot_stages
+from benchmarks.launched import Resources
+from benchmarks.soak import Findings, growth, kind_of
+from benchmarks.soak import plot as plot_soak
+from benchmarks.soak import run as run_soak
 from benchmarks.timing import measure, plot_bars
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +46,56 @@ def test_a_benchmark_is_a_command(name: str) -> None:
     finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert finished.returncode == 0, finished.stderr
     assert "--rounds" in finished.stdout
+
+
+def test_the_soak_is_a_command() -> None:
+    command = [sys.executable, "-m", "benchmarks.soak", "--help"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    assert all(option in finished.stdout for option in ("--requests", "--rounds", "--crowd", "--deadline", "--kills"))
+
+
+def taken(megabytes: float) -> Resources:
+    return Resources(megabytes, 100, 50, 10.0, 15)
+
+
+def test_growth_is_the_last_quarter_over_the_first(tmp_path: Path) -> None:
+    found = Findings([(25 * row, taken(1000.0 + 10 * row)) for row in range(8)])
+    assert growth(found) == {
+        "megabytes": 1.0597,  # 1065 over 1005
+        "descriptors": 1.0,
+        "threads": 1.0,
+        "shared_megabytes": 1.0,
+        "processes": 1.0,
+    }
+    found.crowds.append({"resources": asdict(taken(1000.0)), "answers": {"late": 1}, "restarts": 0})
+    plot_soak(found, tmp_path / "soak.png")
+    assert np.asarray(Image.open(tmp_path / "soak.png")).std() > 10
+
+
+def test_every_answer_under_load_has_a_kind() -> None:
+    found = Findings()
+    for message, kind in {
+        "[StatusCode.DEADLINE_EXCEEDED] Deadline Exceeded": "late",
+        "[StatusCode.UNAVAILABLE] 64 requests are waiting, which is the most; retry later": "busy",
+        "[StatusCode.UNAVAILABLE] failed to connect to all addresses": "away",
+        "[StatusCode.INTERNAL] internal error: a surprise": "unclear",
+    }.items():
+        assert kind_of(message, found) == kind
+    assert sum(found.unclear.values()) == 1
+
+
+@pytest.mark.slow
+def test_a_short_soak(tmp_path: Path) -> None:
+    """The short form of the command: nothing grows by more than a tenth, in which the samples scatter."""
+    files = run_soak(150, 2, 60, 6.0, 1, 1, tmp_path, lambda done, total: None)
+    assert all(path.is_file() for path in files)
+    found = json.loads((tmp_path / "soak.json").read_text())
+    assert max(found["growth"].values()) < 1.1, found["growth"]
+    assert len(found["kills"]) == 3
+    assert found["unclear"] == {}
+    for crowd in found["crowds"]:
+        assert sum(crowd["answers"].values()) == 60
 
 
 def test_the_plots_are_pictures(tmp_path: Path) -> None:

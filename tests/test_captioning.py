@@ -209,7 +209,9 @@ def test_captions_are_written_beside_the_pictures(server: Server, tmp_path: Path
     people = PeopleFolder([folder])
     assert [people.caption(i) for i in range(5)].count(SENTENCE) == 4
     assert rows(folder)["3.png"] == {"file_name": "3.png", "text": "from a text file"}
-    assert rows(folder)["0.png"] == {"file_name": "0.png", "text": SENTENCE, "caption": GOOD, "model": "seer"}
+    row = rows(folder)["0.png"]
+    assert len(row.pop("digest")) == 32
+    assert row == {"file_name": "0.png", "text": SENTENCE, "caption": GOOD, "model": "seer"}
     assert server.asked == {0: 1, 1: 1, 2: 1, 4: 1}
     assert set(server.keys) == {"Bearer secret"}
     assert sorted(path.name for path in folder.iterdir()) == sorted(
@@ -219,6 +221,15 @@ def test_captions_are_written_beside_the_pictures(server: Server, tmp_path: Path
     assert body["model"] == "seer"
     assert body["messages"][0]["content"][0]["text"] == prompt()
     assert body["response_format"]["json_schema"]["schema"] == schema()
+
+
+def test_another_picture_under_the_same_name_is_captioned_anew(server: Server, tmp_path: Path) -> None:
+    folder = write_grey(tmp_path / "data", 3)
+    caption_folder(folder, config(server))
+    (folder / "1.png").write_bytes((folder / "2.png").read_bytes())
+    report = caption_folder(folder, config(server))
+    assert (report.written, report.before) == (1, 2)
+    assert server.asked == {0: 1, 1: 1, 2: 2}  # its grey is that of picture 2 now
 
 
 def test_pictures_are_scaled_down_to_be_sent() -> None:

@@ -257,6 +257,26 @@ def test_a_second_run_does_nothing_again_and_takes_what_is_new(tmp_path: Path) -
     assert sheets == ["000001-000007.jpg"]  # the one of six pictures is gone
 
 
+def test_another_picture_under_the_same_name_is_examined_anew(tmp_path: Path) -> None:
+    """It gets a file of its own, so that a decision about the one before, or its caption, does not pass to it."""
+    source, out = write_source(tmp_path / "source"), tmp_path / "out"
+    names = run(source, out)
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    old = next(row["file_name"] for row in lines if row["source"] == "copy.png")
+    edit(out, {"copy.png": "blurred"})
+    sheet = (out / "sheets" / "000001-000006.jpg").read_bytes()
+    assert "copy.png" not in run(source, out)
+    save(source / "copy.png", figure(left=30))
+    assert sorted(run(source, out)) == sorted([*names, "a/0.png"])  # no duplicate of it any more
+    assert not (out / old).exists()
+    assert len(PeopleFolder([out])) == 7
+    assert (out / "sheets" / "000001-000007.jpg").read_bytes() != sheet
+    before = tree(out)
+    save(source / "copy.png", figure(left=30, top=90))
+    run(source, out)
+    assert (out / "sheets" / "000001-000007.jpg").read_bytes() != before["sheets/000001-000007.jpg"]
+
+
 def test_labels_come_with_the_pictures(tmp_path: Path) -> None:
     save(tmp_path / "m" / "bounding_box_train" / "0002_c1s1_000451_03.jpg", figure())
     save(tmp_path / "m" / "bounding_box_train" / "0009_c4s1_000451_03.jpg", figure(left=50))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -18,7 +21,9 @@ import typer
 import diffbody
 from diffbody import cli
 from diffbody.cli.app import app
-from diffbody_ref.ops.images import read_image
+from diffbody.cli.restore import tell_of_slow_precision
+from diffbody_ref.ops.images import decode_image, read_image
+from runtime.engines.config import EngineConfig
 from tests.waiting import HANG
 
 SLOW = ("torch", "diffusers", "transformers", "scipy", "onnxruntime", "PIL")
@@ -166,11 +171,14 @@ def test_an_unwritable_output(place: str, photo: Path, model: str, capsys: pytes
 
 def test_an_unusable_output_name(photo: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ".gif" in refused(capsys, "restore", photo, "--model", model, "-o", photo.with_suffix(".gif"))
+    jpg = photo.with_suffix(".jpg")
+    assert "--format png" in refused(capsys, "restore", photo, "--model", model, "-o", jpg, "--format", "png")
+    assert "--quality" in refused(capsys, "restore", photo, "--model", model, "--quality", "80")
     assert "folder" in refused(capsys, "restore", photo.parent, "--model", model, "-o", photo.with_name("all.png"))
     assert "input itself" in refused(capsys, "restore", photo, "--model", model, "-o", photo, "--overwrite")
 
 
-def test_a_folder_run_of_broken_pictures_ends_with_a_table(
+def test_a_folder_run_of_broken_pictures_names_each_once(
     photo: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for kind in ("truncated", "text"):
@@ -184,6 +192,129 @@ def test_a_folder_run_of_broken_pictures_ends_with_a_table(
     lines = printed.err.splitlines()
     for kind in ("truncated", "text"):
         assert sum(str(photo.with_name(f"{kind}.png")) in line for line in lines) == 1
+
+
+def test_a_message_is_bounded(photo: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    endless = "x" * 100_000
+    for arguments in (["--sampler", endless], ["--steps", endless], ["--format", endless], ["-o", endless]):
+        assert len(refused(capsys, "restore", photo, "--model", model, *arguments)) < 1100
+    assert len(refused(capsys, "restore", endless)) < 1100
+    assert len(refused(capsys, endless)) < 1100
+
+
+def test_what_does_not_go_with_a_stream_is_refused(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--compare" in refused(capsys, "restore", photo, "-o", "-", "--compare")
+    assert "--json" in refused(capsys, "restore", "-", "--json")
+    assert "one picture" in refused(capsys, "restore", photo, "-", "-o", "-")
+    assert "one picture" in refused(capsys, "restore", photo.parent, "-o", "-")
+    assert not Path("-").exists()
+
+
+def test_streams_carry_pictures_and_nothing_else(photo: Path, pixels: np.ndarray) -> None:
+    command = [sys.executable, "-m", "diffbody", "restore", "-", "--steps", "2"]
+    finished = subprocess.run(command, input=photo.read_bytes(), capture_output=True, timeout=HANG, check=True)
+    wanted = diffbody.restore(pixels, num_inference_steps=2).pixels
+    np.testing.assert_allclose(decode_image(finished.stdout).pixels, wanted, atol=0.51 / 255)
+
+    finished = subprocess.run([*command, "-o", "-"], input=b"text", capture_output=True, timeout=HANG, check=False)
+    assert (finished.returncode, finished.stdout) == (2, b"")
+    assert finished.stderr.startswith(b"diffbody: error: standard input: not a picture")
+    assert finished.stderr.count(b"\n") == 1
+
+
+def test_a_folder_is_restored_interrupted_and_resumed(photo: Path, pixels: np.ndarray) -> None:
+    for name in ("b.png", "c.png"):
+        photo.with_name(name).write_bytes(photo.read_bytes())
+    command = [sys.executable, "-m", "diffbody", "restore", str(photo.parent), "--steps", "3", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    first = json.loads(process.stdout.readline())
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+    told, errors = process.communicate(timeout=HANG)
+    assert process.returncode == 130
+    done = [first, *map(json.loads, told.splitlines())]
+    assert {each["status"] for each in done} == {"restored"}
+    assert errors == f"diffbody: interrupted: {len(done)} done, {3 - len(done)} left; the same command goes on\n"
+    assert first["seconds"] > 0
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=True)
+    statuses = [json.loads(line)["status"] for line in finished.stdout.splitlines()]
+    assert statuses.count("skipped") == len(done)
+    assert statuses.count("restored") == 3 - len(done)
+
+
+def test_other_weights_are_another_model(tmp_path: Path) -> None:
+    from diffbody.cli.recipes import hash_of_model
+
+    folder = tmp_path / "model"
+    (folder / "vae").mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    (folder / "vae" / "weights.safetensors").write_bytes(b"1")
+    first = hash_of_model(folder)
+    assert hash_of_model(folder.rename(tmp_path / "moved")) == first
+    (tmp_path / "moved" / "vae" / "weights.safetensors").write_bytes(b"2")
+    assert hash_of_model(tmp_path / "moved") != first
+
+
+def test_half_precision_on_a_cpu_is_said_to_be_slow(capsys: pytest.CaptureFixture[str]) -> None:
+    for config, lines in (
+        (EngineConfig(device="cpu", precision="float16"), 1),
+        (EngineConfig(device="cpu", engine="torch", precision="bfloat16"), 1),
+        (EngineConfig(device="cpu"), 0),
+        (EngineConfig(device="cuda", precision="float16"), 0),
+    ):
+        tell_of_slow_precision(config)
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.count("\n") == lines
+        assert (config.precision in printed.err) == bool(lines)
+
+
+def test_the_shell_completes_commands_options_and_choices() -> None:
+    for words, wanted in (
+        ("diffbody rest", "restore"),
+        ("diffbody restore --samp", "--sampler"),
+        ("diffbody restore --sampler dp", "dpm++"),
+    ):
+        environment = {**os.environ, "_DIFFBODY_COMPLETE": "complete_bash", "COMP_WORDS": words}
+        environment["COMP_CWORD"] = str(words.count(" "))
+        command = [sys.executable, "-m", "diffbody"]
+        finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG, check=True)
+        assert wanted in finished.stdout.split()
+
+
+NEEDS = {
+    "train": ("torch", ["swinir", "--config", "CONFIG"]),
+    "train-all": ("anny", ["--config", "CONFIG"]),
+    "import": ("safetensors", ["OUT", "--swinir", "CONFIG"]),
+    "release": ("diffusers", ["CONFIG", "OUT"]),
+    "synth": ("warp", ["OUT", "--identities", "1"]),
+    "evaluate": ("skimage", ["CONFIG", "-o", "OUT"]),
+    "export": ("onnxscript", ["-o", "OUT"]),
+    "serve": ("pytriton", []),
+}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_a_missing_extra_is_told_before_anything_is_made(name: str, tmp_path: Path) -> None:
+    package, arguments = NEEDS[name]
+    script = f"""
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {package!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+from diffbody.cli import main
+main({[name, *arguments]!r})
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False
+    )
+    assert finished.returncode == 2
+    assert f"needs the package {package!r}; install DiffBody with its extra" in finished.stderr
+    assert finished.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_slow_is_imported_to_help_or_to_refuse(photo: Path, model: str) -> None:
@@ -222,7 +353,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 COMMANDS: dict[str, Any] = dict(typer.main.get_group(app).commands)
-PANELS = {"Input and output", "Quality", "Speed and engine", "Server"}
+PANELS = {"Input and output", "Quality", "Speed and engine", "Server", "What is said"}
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
@@ -241,7 +372,7 @@ def test_help_is_not_cut(
         for option in (*parameter.opts, *parameter.secondary_opts):
             assert option in shown or not option.startswith("-")
         for choice in getattr(parameter.type_descriptor, "choices", None) or ():
-            assert re.search(rf"[<|\s]{re.escape(str(choice))}[>|\s]", shown), choice
+            assert re.search(rf"[<|\s]{re.escape(str(choice))}[>|\s,.]", shown), choice
 
 
 def test_every_option_says_what_it_is() -> None:
@@ -283,13 +414,15 @@ def test_choices_are_all_that_there_are() -> None:
     from diffbody_ref.data.captioning.endpoint import RESPONSE_FORMATS
     from diffbody_ref.evaluation.run import DEGRADATIONS
     from diffbody_ref.evaluation.suites import SUITES
+    from diffbody_ref.ops.formats import OUTPUT_FORMATS
     from diffbody_ref.ops.options import PRESETS
     from diffbody_ref.training.stages import STAGES
 
     for command, option, known in (
+        ("restore", "format", [format.suffixes[0].lstrip(".") for format in OUTPUT_FORMATS]),
         ("caption", "response_format", RESPONSE_FORMATS),
         ("evaluate", "suite", SUITES),
-        ("evaluate", "degradation", DEGRADATIONS),
+        ("evaluate", "degradation", {*DEGRADATIONS, "model"}),
         ("release", "preset", PRESETS),
     ):
         (parameter,) = (each for each in COMMANDS[command].params if each.name == option)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 from diffbody_ref.ops.options import RestoreOptions
 from runtime.restore import Sizes
 from runtime.triton import client, contract
+from runtime.triton.admission import Admission
 from runtime.triton.batching import run_in_groups
 from runtime.triton.client import InvalidRequestError, request_tensors
 from runtime.triton.contract import (
@@ -25,15 +28,18 @@ from runtime.triton.contract import (
     GRPC_STATUS,
     MODELS,
     REQUEST,
+    TICKET,
     ErrorCode,
     ModelParameters,
     TritonTensor,
+    span_input,
 )
-from runtime.triton.errors import BusyError, add_code, code_and_message, error_from_message, split_code
+from runtime.triton.errors import MAX_MESSAGE, BusyError, add_code, code_and_message, error_from_message, split_code
+from runtime.triton.heartbeats import IN_FLIGHT, WORKING, Heartbeats
 from runtime.triton.messages import RestorationReport, read_request, since_first
 from runtime.triton.repository import SOURCES
-from runtime.triton.request_notes import KEEP_SECONDS, RequestNotes, StepNote
-from runtime.triton.settings import Settings
+from runtime.triton.request_notes import KEEP_SECONDS, SECRET, RequestNotes, StepNote
+from runtime.triton.settings import Settings, Ticket
 
 PACKAGE = Path(client.__file__).parent
 
@@ -44,7 +50,7 @@ def test_every_model_is_in_the_contract() -> None:
 
 def test_the_ensembles_tensors_are_connected() -> None:
     """Each input is an earlier output of the same dtype and shape, and no two outputs are one."""
-    wires = {tensor.wire: tensor for tensor in REQUEST}
+    wires = {tensor.wire: tensor for tensor in (TICKET, *REQUEST)}
     for model in ENSEMBLE:
         for tensor in model.inputs:
             source = wires[tensor.wire]
@@ -53,6 +59,15 @@ def test_the_ensembles_tensors_are_connected() -> None:
             assert tensor.wire not in wires, (model.name, tensor.name)
             wires[tensor.wire] = tensor
     assert all(wires[tensor.wire] == tensor for tensor in ANSWER)
+
+
+def test_the_ensembles_models_work_one_after_the_other() -> None:
+    """Triton never releases a request that fails in one model while another one works on it."""
+    for before, model in pairwise(ENSEMBLE):
+        assert span_input(before.name).wire in {tensor.wire for tensor in model.inputs}, model.name
+
+
+WITH_NAMES = ("client", "models", "fronts", "probe", "server", "tritonserver", "flights")
 
 
 def strings(path: Path) -> Iterator[str]:
@@ -67,7 +82,10 @@ def strings(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     "path",
-    [*SOURCES.glob("*/1/model.py"), *(PACKAGE / f"{name}.py" for name in ("client", "models", "server", "flights"))],
+    [
+        *SOURCES.glob("*/1/model.py"),
+        *(PACKAGE / f"{name}.py" for name in WITH_NAMES),
+    ],
     ids=lambda path: path.parts[-3] if path.name == "model.py" else path.stem,
 )
 def test_names_of_the_contract_are_spelled_nowhere_else(path: Path) -> None:
@@ -79,7 +97,7 @@ def test_names_of_the_contract_are_spelled_nowhere_else(path: Path) -> None:
 
 
 def test_nothing_but_the_models_needs_triton_and_clients_need_no_server() -> None:
-    modules = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("models", "__init__"))
+    modules = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("models", "fronts", "__init__"))
     assert "in_flight" in modules
     code = (
         "import importlib, sys\n"
@@ -138,29 +156,62 @@ def test_what_a_tensor_cannot_hold_is_refused_by_the_client(asked: dict[str, Any
 
 def test_parameters_come_back_from_a_configuration() -> None:
     parameters = ModelParameters(
-        Path("/bundles/a b"), "tensorrt", "torch", "cuda", ("restorer", "vae_decoder"), 3, "float16", 5, False, 10, 7.5
+        bundle=Path("/bundles/a b"),
+        engine="tensorrt",
+        guidance="torch",
+        device="cuda",
+        plans=("restorer", "vae_decoder"),
+        threads=3,
+        precision="float16",
+        max_in_flight=5,
+        max_queue=6,
+        join_at_steps=False,
+        max_pixels=10,
+        max_seconds=7.5,
+        stall_seconds=8.5,
     )
     strings = parameters.to_strings()
     assert strings["plans"] == "restorer vae_decoder"
     assert ModelParameters.from_strings({**strings, "FORCE_CPU_ONLY_INPUT_TENSORS": "no"}) == parameters
 
 
-def settings(deadline: float = 0.0) -> Settings:
-    options = RestoreOptions(num_inference_steps=3, upscale=1.5, tile_size=128)
-    return Settings(options, Sizes(20, 30, 32, 32, 40, 60), "a man", "ü", 2**64 - 1, "png", deadline)
-
-
 def test_settings_go_from_model_to_model() -> None:
-    tensor = settings(12.5).to_tensor()
+    options = RestoreOptions(num_inference_steps=3, upscale=1.5, tile_size=128)
+    ticket = Ticket("secret", 2**63 - 1, 12.5)
+    settings = Settings(options, Sizes(20, 30, 32, 32, 40, 60), "a man", "ü", 2**64 - 1, "png", True, ticket)
+    tensor = settings.to_tensor()
     assert tensor.shape == (1, 1)
-    assert Settings.from_tensor(tensor) == settings(12.5)
+    assert Settings.from_tensor(tensor) == settings
+    assert Ticket.from_tensor(ticket.to_tensor()) == ticket
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"x",
+        b"[]",
+        b"3",
+        b"null",
+        b"{}",
+        b'{"key": 3}',
+        b"\xff",
+        b"[" * 100_000,
+        b'{"secret": 1, "key": "a", "deadline": []}',
+    ],
+)
+def test_what_a_client_made_up_is_no_ticket(text: bytes) -> None:
+    tensor = np.array([text], np.object_)
+    with pytest.raises(ValueError, match="not a ticket of this server"):
+        Ticket.from_tensor(tensor)
+    with pytest.raises(ValueError, match="not settings that this server made"):
+        Settings.from_tensor(tensor)
 
 
 def test_a_deadline_is_checked() -> None:
-    for fine in (0.0, time.time() + 3600):
-        settings(fine).check_deadline()
+    Ticket("", 1, time.time() + 3600).check_deadline()
     with pytest.raises(TimeoutError, match="the request's time is over"):
-        settings(time.time() - 1).check_deadline()
+        Ticket("", 1, time.time() - 1).check_deadline()
 
 
 def test_a_report_comes_back_from_json() -> None:
@@ -185,6 +236,15 @@ def test_errors_have_a_code_and_one_line(error: Exception, code: ErrorCode, mess
     assert code_and_message(error) == (code, message)
     assert split_code(add_code(code, message)) == (code, message)
     assert code in GRPC_STATUS
+    passed_on = error_from_message(
+        f"in ensemble '{contract.PIPELINE_MODEL}', [request id: a] {add_code(code, message)}"
+    )
+    assert code_and_message(passed_on) == (code, message)
+
+
+def test_messages_are_bounded() -> None:
+    _, message = code_and_message(ValueError("x" * 100_000_000))
+    assert len(message) == MAX_MESSAGE + 1
 
 
 def test_a_message_without_a_code_is_whole() -> None:
@@ -194,6 +254,7 @@ def test_a_message_without_a_code_is_whole() -> None:
 
 def test_an_error_of_another_model_is_recognised_by_its_phrase() -> None:
     assert isinstance(error_from_message(f"in ensemble: 8 {contract.TOO_MANY_IN_FLIGHT}"), BusyError)
+    assert isinstance(error_from_message(f"8 {contract.TOO_MANY_WAITING}"), BusyError)
     assert isinstance(error_from_message("Exceeds maximum queue size"), BusyError)
     assert isinstance(error_from_message(contract.TIME_IS_OVER), TimeoutError)
     assert isinstance(error_from_message(contract.WAS_CANCELLED), TimeoutError)
@@ -223,34 +284,105 @@ def test_groups_run_together_and_fail_together() -> None:
     assert run_in_groups([], lambda item: item, run) == []
 
 
-def test_notes_on_requests_reach_the_sampler(tmp_path: Path) -> None:
+def names(notes: RequestNotes) -> set[str]:
+    return {path.name for path in notes.folder.iterdir()} - {SECRET}
+
+
+def test_notes_on_requests_reach_the_models(tmp_path: Path) -> None:
     notes, elsewhere = RequestNotes(tmp_path / "notes"), RequestNotes(tmp_path / "notes")
-    odd = "../an ID/of any text ü"
-    assert notes.cancelled_and_watched([odd, "b", ""]) == (set(), set())
-    notes.cancel(odd)
-    notes.watch("b")
-    assert elsewhere.cancelled_and_watched([odd, "b", "c", ""]) == ({odd}, {"b"})
-    assert elsewhere.read_step("b") is None
+    assert notes.secret == elsewhere.secret
+    assert notes.cancelled_and_watched([1, 2]) == (set(), set())
+    notes.check(1)
+    notes.cancel(1)
+    notes.watch(2)
+    assert elsewhere.cancelled_and_watched([1, 2, 3]) == ({1}, {2})
+    elsewhere.check(2)
+    with pytest.raises(TimeoutError, match="the request was cancelled"):
+        elsewhere.check(1)
+    assert elsewhere.read_step(2) is None
     z0 = np.random.default_rng(0).standard_normal((1, 4, 2, 2), np.float32)
     for step in (1, 2):
-        notes.write_step("b", StepNote(step, 7, z0))
-    found = elsewhere.read_step("b")
+        notes.write_step(2, StepNote(step, 7, 16, 24, z0))
+    found = elsewhere.read_step(2)
     assert found is not None
-    assert (found.step, found.steps) == (2, 7)
+    assert (found.step, found.steps, found.height, found.width) == (2, 7, 16, 24)
     np.testing.assert_array_equal(found.z0, z0)
-    for request_id in (odd, "b", "never came"):
-        notes.forget(request_id)
-    assert list(notes.folder.iterdir()) == []
+    for key in (1, 2, 3):
+        notes.forget(key)
+    assert names(notes) == set()
+    assert [mode & 0o077 for mode in (notes.folder.stat().st_mode, (notes.folder / SECRET).stat().st_mode)] == [0, 0]
+
+
+def test_a_client_cancels_what_it_has_sent_by_its_own_id(tmp_path: Path) -> None:
+    notes, odd = RequestNotes(tmp_path / "notes"), "../an ID/of any text ü"
+    before = time.time()
+    assert not notes.was_asked_to_cancel(odd, before)
+    notes.ask_to_cancel(odd)
+    assert notes.was_asked_to_cancel(odd, before)
+    assert not notes.was_asked_to_cancel("another", before)
+    assert not notes.was_asked_to_cancel("", before)
+    # One that comes later is not meant, though it has the same ID.
+    assert not notes.was_asked_to_cancel(odd, time.time() + 1)
 
 
 def test_old_notes_are_removed(tmp_path: Path) -> None:
     notes = RequestNotes(tmp_path / "notes")
-    notes.cancel("old")
-    (old,) = notes.folder.iterdir()
+    notes.ask_to_cancel("old")
+    (old,) = names(notes)
     long_ago = time.time() - KEEP_SECONDS - 1
-    os.utime(old, (long_ago, long_ago))
-    notes.cancel("new")
+    os.utime(notes.folder / old, (long_ago, long_ago))
+    notes.ask_to_cancel("new")
     notes.remove_old()
-    assert notes.cancelled_and_watched(["old", "new"]) == ({"new"}, set())
+    assert len(names(notes) - {old}) == len(names(notes)) == 1
     notes.remove()
     assert not notes.folder.exists()
+
+
+def aged(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def test_a_hang_is_told_from_hard_work(tmp_path: Path) -> None:
+    heartbeats = Heartbeats(tmp_path)
+    assert heartbeats.find_hang(60.0) is None
+    with heartbeats.working("sampler"):
+        assert heartbeats.find_hang(60.0) is None
+        aged(tmp_path / f"{WORKING}sampler", 61.0)
+        assert heartbeats.find_hang(60.0) == "the model sampler has worked on one batch for 61 s"
+        assert heartbeats.find_hang(100.0) is None
+    heartbeats.report_in_flight(3)
+    assert heartbeats.find_hang(60.0) is None
+    aged(tmp_path / IN_FLIGHT, 31.0)
+    assert heartbeats.find_hang(60.0) == "3 requests in flight, and no step for 31 s"
+    with heartbeats.working("sampler"):  # a long step
+        assert heartbeats.find_hang(60.0) is None
+    heartbeats.report_in_flight(0)
+    aged(tmp_path / IN_FLIGHT, 1000.0)
+    assert heartbeats.find_hang(60.0) is None
+
+
+def test_as_many_are_worked_on_and_wait_as_may() -> None:
+    async def come_and_go() -> None:
+        counts, order, leave = [(0, 0)], [], asyncio.Event()
+        admission = Admission(1, 2, lambda at_work, waiting: counts.append((at_work, waiting)))
+
+        async def visit(name: str) -> None:
+            async with admission:
+                order.append(name)
+                await leave.wait()
+
+        visits = [asyncio.ensure_future(visit(name)) for name in ("a", "b", "c")]
+        await asyncio.sleep(0)
+        assert (order, counts[-1]) == (["a"], (1, 2))
+        with pytest.raises(BusyError, match="2 requests are waiting, which is the most; retry later"):
+            await visit("d")
+        visits[1].cancel()  # who leaves makes room
+        await asyncio.wait([visits[1]])
+        visits.append(asyncio.ensure_future(visit("e")))
+        await asyncio.sleep(0)
+        leave.set()
+        await asyncio.wait(visits)
+        assert (order, counts[-1]) == (["a", "c", "e"], (0, 0))
+
+    asyncio.run(come_and_go())

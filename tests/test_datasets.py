@@ -212,6 +212,83 @@ def test_market_names_hold_the_labels(tmp_path: Path) -> None:
     assert len(open_folder(f"{folder}:all")) == len(open_folder(f"{folder}/:all")) == 7
 
 
+def test_identities_of_some_pictures_are_kept(tmp_path: Path) -> None:
+    """There are junk and distractors in Market-1501, records without an identity, and files without the column."""
+    market = write_market(tmp_path / "m")
+    gallery = PeopleFolder([f"{market}:gallery"])
+    assert [gallery.identity(i) for i in range(3)] == [None, None, 0]
+    whole = PeopleFolder([f"{market}:all"])
+    assert [whole.identity(i) for i in range(7)] == [
+        0,
+        0,
+        1,
+        2,
+        None,
+        None,
+        2,
+    ]  # query and gallery show the same person
+    splits = PeopleFolder([f"{market}:query", f"{market}:gallery", f"{market}/:train"])
+    assert [splits.identity(i) for i in range(7)] == [0, None, None, 0, 1, 1, 2]
+    shards = PeopleFolder([write_shards(tmp_path / "w")])
+    assert [shards.identity(i) for i in range(3)] == [None, 0, None]
+    (tmp_path / "p").mkdir()
+    pq.write_table(pa.table({"image": [png(levels(0))], "identity": [4]}), tmp_path / "p" / "a.parquet")
+    pq.write_table(pa.table({"image": [png(levels(1))]}), tmp_path / "p" / "b.parquet")
+    table = PeopleFolder([tmp_path / "p"])
+    assert [table.identity(i) for i in range(2)] == [0, None]
+
+
+def test_webdataset_with_an_identity_in_each_record_has_the_label(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for i in range(4):
+            add(tar, f"{i}.png", png(levels(i)))
+            add(tar, f"{i}.json", json.dumps({"identity": i // 2}).encode())
+    reader = open_folder(tmp_path)
+    assert reader.labels == {"identity"}
+    assert pickle.loads(pickle.dumps(reader)).labels == {"identity"}
+    people = PeopleFolder([tmp_path])
+    people.require(["identity"], "this test")
+    assert [people[i].identity for i in range(4)] == [0, 0, 1, 1]
+
+
+def test_an_identity_that_is_none_is_named(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        add(tar, "0.png", png(levels(0)))
+        add(tar, "0.json", b'{"identity": {"a": 1}}')
+    with pytest.raises(ValueError, match=r"0\.tar/0\.json: identity is .*; it must be a whole number or a name"):
+        PeopleFolder([tmp_path])
+
+
+def test_contents_are_the_same_under_other_names(tmp_path: Path) -> None:
+    """And in other formats; each of the labels counts, and the picture."""
+    for name in ("one", "two"):
+        save(tmp_path / name / f"{name}.png", levels(0))
+        (tmp_path / name / f"{name}.txt").write_text("a man")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        add(tar, "0.png", png(levels(0)))
+        add(tar, "0.txt", b"a man")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "0.tar").rename(tmp_path / "shards" / "0.tar")
+    one, two, shard = (PeopleFolder([tmp_path / name]).contents() for name in ("one", "two", "shards"))
+    assert one == two == shard
+    (tmp_path / "two" / "two.txt").write_text("a woman")
+    (changed,) = PeopleFolder([tmp_path / "two"]).contents()
+    assert (changed.picture, changed.labels) == (one[0].picture, changed.labels)
+    assert changed.labels != one[0].labels
+    save(tmp_path / "one" / "one.png", levels(1))
+    (other,) = PeopleFolder([tmp_path / "one"]).contents()
+    assert (other.labels, other.picture == one[0].picture) == (one[0].labels, False)
+
+
+def test_a_shard_that_shrank_is_named(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "data")
+    reader = open_folder(folder)
+    shard = folder / "00001.tar"
+    shard.write_bytes(shard.read_bytes()[:1600])
+    with pytest.raises(ValueError, match=r"00001\.tar became shorter"):
+        reader.data(2)
+
+
 def test_deepfashion_items_and_high_resolution(tmp_path: Path) -> None:
     folder = write_deepfashion(tmp_path / "data", "img_highres")
     (folder / "img").mkdir()

@@ -14,17 +14,29 @@ import pytest
 import typer
 import yaml
 
+import runtime.triton.probe
 from diffbody.cli import app
 from runtime.triton.config import ServerConfig
-from runtime.triton.contract import IN_FLIGHT_METRIC, MODEL, SAMPLER_MODEL, STEPS_METRIC
+from runtime.triton.contract import (
+    ANSWERS_METRIC,
+    AT_WORK_METRIC,
+    IN_FLIGHT_METRIC,
+    MODEL,
+    RESTORED,
+    STEPS_METRIC,
+    WAITING_METRIC,
+    ErrorCode,
+)
+from runtime.triton.launcher import DRAIN_SECONDS
 from runtime.triton.repository import SOURCES
-from runtime.triton.server import DRAIN_SECONDS, READY_SECONDS, STOP_SECONDS
+from runtime.triton.tritonserver import READY_SECONDS, STOP_SECONDS
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 GPU = DEPLOY / "kubernetes" / "gpu"
 CONTAINERFILE = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+SECURITY = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
 PORTS = {name: getattr(ServerConfig(Path()), f"{name}_port") for name in ("http", "grpc", "metrics")}
 # The oldest Kubernetes that the page of operations names, and the newest whose schemas are known.
 KUBERNETES = ("1.25", kubernetes_validate.latest_version())
@@ -41,7 +53,7 @@ TRITON_METRICS = {
     "nv_gpu_memory_used_bytes",
     "nv_gpu_memory_total_bytes",
 }
-METRICS = TRITON_METRICS | {IN_FLIGHT_METRIC, STEPS_METRIC}
+METRICS = TRITON_METRICS | {IN_FLIGHT_METRIC, STEPS_METRIC, AT_WORK_METRIC, WAITING_METRIC, ANSWERS_METRIC}
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -89,7 +101,20 @@ def test_the_container_is_not_root_and_says_its_ports() -> None:
     assert int(user) == pod()["securityContext"]["runAsUser"]
     (exposed,) = re.findall(r"^EXPOSE (.+)$", CONTAINERFILE, re.MULTILINE)
     assert [int(port) for port in exposed.split()] == list(PORTS.values())
-    assert f"http://localhost:{PORTS['http']}/v2/health/ready" in CONTAINERFILE
+    assert f'"runtime.triton.probe", "localhost:{PORTS["grpc"]}"' in CONTAINERFILE
+
+
+def test_the_container_brings_what_its_probe_needs() -> None:
+    """The extra `serve` would bring it, with a Triton of its own."""
+    (install,) = re.findall(r"pip .*install .*", CONTAINERFILE)
+    assert '"tritonclient[grpc]"' in install
+
+
+def test_the_container_has_the_fixes_that_the_page_of_security_tells_of() -> None:
+    (release,) = re.findall(r"^ARG TRITON=(\d\d\.\d\d)-py3$", CONTAINERFILE, re.MULTILINE)
+    (fixed,) = re.findall(r"since (\d\d\.\d\d) all of these", SECURITY)
+    assert release >= fixed
+    assert f"`TRITON={release}-py3`" in OPERATIONS
 
 
 def test_the_compose_file_is_one() -> None:
@@ -147,10 +172,14 @@ def test_pods_agree_with_the_server() -> None:
     assert {port["targetPort"]: port["port"] for port in service["ports"]} == {
         name: PORTS[name] for name in ("http", "grpc")
     }
-    for probe, path in (("startup", "ready"), ("readiness", "ready"), ("liveness", "live")):
-        assert container()[f"{probe}Probe"]["httpGet"] == {"path": f"/v2/health/{path}", "port": "http"}
-    startup = container()["startupProbe"]
-    assert startup["periodSeconds"] * startup["failureThreshold"] >= READY_SECONDS
+    for probe in ("startup", "readiness"):
+        assert container()[f"{probe}Probe"]["httpGet"] == {"path": "/v2/health/ready", "port": "http"}
+    liveness = container()["livenessProbe"]
+    assert liveness["exec"]["command"] == ["python3", "-m", runtime.triton.probe.__name__, f"localhost:{PORTS['grpc']}"]
+    assert liveness["timeoutSeconds"] > runtime.triton.probe.TIMEOUT
+    # The launcher may start a server again by itself, which takes as long as a start.
+    for probe in (container()["startupProbe"], liveness):
+        assert probe["periodSeconds"] * probe["failureThreshold"] >= READY_SECONDS
 
 
 def test_pods_end_only_when_nothing_is_in_flight() -> None:
@@ -158,10 +187,10 @@ def test_pods_end_only_when_nothing_is_in_flight() -> None:
     sleep, most = (int(number) for number in re.findall(r"(?:sleep|timeout) (\d+)", script)[:2])
     assert sleep + most + DRAIN_SECONDS + STOP_SECONDS < pod()["terminationGracePeriodSeconds"]
     assert f"localhost:{PORTS['metrics']}/metrics" in script
-    (pattern,) = re.findall(r'grep -q "(.+?)"', script)
-    assert pattern.partition(".")[0].removeprefix("^") in METRICS
-    for line, busy in (("0", False), ("3", True), ("12", True)):
-        assert bool(re.search(pattern, f'{IN_FLIGHT_METRIC}{{model="{SAMPLER_MODEL}"}} {line}')) is busy
+    (pattern,) = re.findall(r'grep -Eq "(.+?)"', script)
+    for name in (AT_WORK_METRIC, WAITING_METRIC):
+        for count, busy in (("0", False), ("3", True), ("12", True)):
+            assert bool(re.search(pattern, f'{name}{{model="{MODEL}"}} {count}')) is busy
 
 
 def test_pods_have_a_gpu_and_no_more_rights_than_they_need() -> None:
@@ -204,7 +233,7 @@ def test_the_autoscaler_uses_metrics_that_the_server_has() -> None:
         assert f'container="{container()["name"]}"' in rule["seriesQuery"]
         query = rule["metricsQuery"].replace("<<.Series>>", series).replace("<<.LabelMatchers>>", 'pod="a"')
         used |= metrics_in(query.replace("<<.GroupBy>>", "pod"))
-    assert used == {"nv_inference_queue_duration_us", IN_FLIGHT_METRIC}
+    assert used == {WAITING_METRIC, AT_WORK_METRIC}
     assert used <= METRICS
 
 
@@ -213,7 +242,8 @@ def test_the_queries_in_the_page_of_operations_can_be_asked() -> None:
     asked = [metrics_in(query) for query in re.findall(r"^\|.+`(.+?)` \|", section, re.MULTILINE)]
     assert len(asked) >= 8
     assert set().union(*asked) <= METRICS
-    assert f'model="{MODEL}"' in OPERATIONS
+    outcomes = set(re.findall(r'outcome=~?"([\w|]+)"', section))
+    assert {each for outcome in outcomes for each in outcome.split("|")} <= {RESTORED, *ErrorCode}
 
 
 def test_the_page_of_operations_knows_ports_and_versions() -> None:

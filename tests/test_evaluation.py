@@ -15,6 +15,9 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from diffbody_ref.data.degradations import NANO, PAPER, DegradationConfig
+from diffbody_ref.data.recipes import Recipe, model_recipe, record_stage
+from diffbody_ref.evaluation.checksums import configuration_checksum
 from diffbody_ref.evaluation.figures import read_kept
 from diffbody_ref.evaluation.measures import psnr, ssim
 from diffbody_ref.evaluation.methods import METHODS, Context, Degraded, MethodResult
@@ -30,6 +33,7 @@ from tests.test_measures import scene
 
 HEIGHT, WIDTH, PICTURES = 48, 32, 6
 SETTINGS = {"model": {"name": "stand-in", "weights": "0"}, "options": {"num_inference_steps": 2}}
+RECIPE = Recipe(NANO, "of these tests")
 METRICS: dict[str, Measure] = {"psnr": psnr, "ssim": ssim}
 
 
@@ -84,7 +88,7 @@ def run(
     settings: Any = SETTINGS,
     metrics: Any = METRICS,
 ) -> QualityReport:
-    report = evaluate_with(methods, Quality(metrics), settings, people, config, out)
+    report = evaluate_with(methods, Quality(metrics), settings, people, config, RECIPE, out)
     assert isinstance(report, QualityReport)
     return report
 
@@ -103,6 +107,7 @@ def test_report_measures_what_was_restored(people: Subjects, tmp_path: Path) -> 
         SETTINGS,
         people,
         config,
+        RECIPE,
         tmp_path,
         lambda done, total, name: steps.append((done, name)),
     )
@@ -117,7 +122,7 @@ def test_report_measures_what_was_restored(people: Subjects, tmp_path: Path) -> 
         # float32 pictures: 1e-6 of 30 dB and of 1 at most
         assert row.values["psnr"] == pytest.approx(psnr(blur(task.enlarged, 2.0), truth), abs=1e-4)
         assert row.values["ssim"] == pytest.approx(ssim(blur(task.enlarged, 2.0), truth), abs=1e-5)
-        assert row.low_size == list(degraded(truth, row.index, config).shape[:2])
+        assert row.low_size == list(degraded(truth, row.index, config.seed, NANO).shape[:2])
 
     pairs = zip(report.of("diffbody"), report.of("swinir"), strict=True)
     gains = np.array([ours.values["psnr"] - theirs.values["psnr"] for ours, theirs in pairs])
@@ -148,9 +153,14 @@ def test_csv_holds_the_rows_and_the_table(people: Subjects, tmp_path: Path) -> N
     assert [(int(x["index"]), x["method"], float(x["psnr"])) for x in lines] == [
         (row.index, row.method, row.values["psnr"]) for row in report.rows
     ]
-    table = {x["Method"]: x for x in csv.DictReader((tmp_path / "table.csv").open(newline=""))}
-    assert float(table["swinir"]["PSNR (dB) ↑"].split(" ± ")[0]) == round(report.estimate("swinir", "psnr").mean, 2)
-    assert table["swinir"]["LPIPS ↓"] == "n/a"
+    table = {x["method"]: x for x in csv.DictReader((tmp_path / "table.csv").open(newline=""))}
+    cells = [table["swinir"][f"psnr_{kind}"] for kind in ("mean", "standard_error", "n")]
+    assert [*map(float, cells)] == [*report.estimate("swinir", "psnr"), 3]
+    assert table["swinir"]["lpips_mean"] == ""
+    text = (tmp_path / "report.md").read_text()
+    assert "| n/a |" in text
+    assert "n/a: Sharpness, Detail error, LPIPS, " in text
+    assert ": not every picture was measured by it." in text
 
 
 def test_captions_can_be_left_out(people: Subjects, tmp_path: Path) -> None:
@@ -224,6 +234,21 @@ def test_a_new_metric_is_measured_where_it_is_lacking(people: Subjects, tmp_path
     assert [metric.name for metric in report.metrics] == ["psnr", "ssim"]
 
 
+def test_another_picture_under_the_same_name_is_measured_again(people: Subjects, tmp_path: Path) -> None:
+    folder, config = Path(people.people.folders[0]), EvaluateConfig()
+    before = run({"swinir": StandIn()}, people, tmp_path / "out", config)
+    Image.fromarray(np.uint8(scene(9) * 255)).save(folder / "3.png")
+    index = folder / "metadata.jsonl"
+    index.write_text(index.read_text().replace("person 5", "person five"))
+    again = StandIn()
+    after = run({"swinir": again}, Subjects([folder]), tmp_path / "out", config)
+    assert sorted(again.given) == [3, 5]  # the other picture, and the one with another caption
+    old, new = ({row.index: row for row in report.rows} for report in (before, after))
+    assert old[3].values != new[3].values
+    assert old[4] == new[4]
+    assert before.settings["data"]["checksum"] != after.settings["data"]["checksum"]
+
+
 def test_other_settings_are_refused(people: Subjects, tmp_path: Path) -> None:
     run({"swinir": StandIn()}, people, tmp_path, EvaluateConfig(count=2))
     retrained = {**SETTINGS, "model": {"name": "stand-in", "weights": "1"}}
@@ -265,7 +290,7 @@ class FakePipeline:
     name_or_path = "/somewhere/tiny"
 
     def __init__(self, body_guidance_scale: float = 0.5) -> None:
-        self.settings = ModelSettings(body_guidance_scale=body_guidance_scale, guidance_scale=1.0)
+        self.settings = ModelSettings(HEIGHT, WIDTH, body_guidance_scale=body_guidance_scale, guidance_scale=1.0)
         self.components = {"net": torch.nn.Linear(2, 1), "tokenizer": None}
         self.calls: list[dict[str, Any]] = []
 
@@ -297,6 +322,96 @@ def test_evaluate_a_pipeline(people: Subjects, tmp_path: Path) -> None:
     torch.nn.init.zeros_(pipeline.components["net"].weight)
     with pytest.raises(ValueError, match=r"other settings \(model\)"):
         evaluate(pipeline, people, EvaluateConfig(count=3, guidance_scale=2.0), tmp_path)
+
+
+def trained_pipeline(tmp_path: Path, degradation: DegradationConfig | None) -> Any:
+    pipeline: Any = FakePipeline()
+    pipeline.name_or_path = str(tmp_path / "model")
+    if degradation is not None:
+        record_stage(tmp_path / "model", "diffusion", {"degradation": dataclasses.asdict(degradation)})
+    return pipeline
+
+
+def test_a_model_is_measured_on_what_it_was_trained_to_undo(people: Subjects, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    mild = DegradationConfig(blur_sigma=(0.1, 0.3), downscale=(1.0, 1.2), noise=(0.0, 1.0), jpeg_quality=(95, 100))
+    methods = ("bicubic",)
+    own = evaluate(trained_pipeline(tmp_path, mild), people, EvaluateConfig(methods=methods), tmp_path / "own")
+    assert own.notices == []
+    assert own.settings["degradation"]["jpeg_quality"] == (95, 100)
+    text = (tmp_path / "own" / "report.md").read_text()
+    assert "Degradation `model` (the model's own, of its training.json): blur_sigma 0.1–0.3, downscale 1–1.2" in text
+    asked = EvaluateConfig(methods=methods, degradation="paper")
+    other = evaluate(trained_pipeline(tmp_path, None), people, asked, tmp_path / "other")
+    assert "blur_sigma 0.1–12 against 0.1–0.3" in other.notices[0]
+    assert "**Notice:** the degradation is not the one" in (tmp_path / "other" / "report.md").read_text()
+    psnrs = [np.mean([row.values["psnr"] for row in report.rows]) for report in (own, other)]
+    assert psnrs[0] > psnrs[1] + 3  # dB
+
+
+@pytest.mark.parametrize(("size", "degradation"), [((256, 128), NANO), ((1024, 512), PAPER), ((320, 160), NANO)])
+def test_a_model_that_does_not_say_has_the_recipe_of_its_size(
+    size: tuple[int, int], degradation: DegradationConfig, tmp_path: Path
+) -> None:
+    found = model_recipe(tmp_path, *size)
+    assert found.degradation == degradation
+    assert "as the model has no training.json" in found.origin
+
+
+def test_nanos_recipe_is_nanos() -> None:
+    from diffbody_ref.ops.builtin import NANO_FOLDER
+    from diffbody_ref.ops.options import PRESETS
+
+    assert model_recipe(NANO_FOLDER, PRESETS["nano"].base_height, PRESETS["nano"].base_width).degradation == NANO
+
+
+def test_a_broken_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text('{"stages": {"diffusion": {"degradation": {"blur_sigma": [3, 1]}}}}')
+    with pytest.raises(ValueError, match=r"training\.json: not a record of a training: blur_sigma is 3 to 1"):
+        model_recipe(tmp_path, 256, 128)
+
+
+def test_pictures_of_a_camera_are_no_originals(tmp_path: Path) -> None:
+    (tmp_path / "market" / "bounding_box_train").mkdir(parents=True)
+    Image.new("RGB", (64, 128)).save(tmp_path / "market" / "bounding_box_train" / "0002_c1s1_000451_03.jpg")
+    with pytest.raises(ValueError, match=r"market: Market-1501 holds small, blurred pictures.*sharp pictures"):
+        Subjects([tmp_path / "market"])
+
+
+@pytest.mark.parametrize(
+    ("base", "said"), [((48, 32), []), ((96, 64), ["less than half"]), ((24, 16), ["more than twice"])]
+)
+def test_pictures_of_another_size_than_the_models_are_said(
+    base: tuple[int, int], said: list[str], people: Subjects, tmp_path: Path
+) -> None:
+    pipeline: Any = FakePipeline()
+    pipeline.settings = ModelSettings(*base, body_guidance_scale=0.5)
+    report = evaluate(pipeline, people, EvaluateConfig(methods=("bicubic",), degradation="nano"), tmp_path)
+    lines = [line for line in report.notices if "pictures have" in line]
+    assert [word in line for word, line in zip(said, lines, strict=True)] == [True] * len(said)
+
+
+def test_another_configuration_of_the_same_weights_is_another_model() -> None:
+    def checksum(**values: Any) -> str:
+        pipeline: Any = FakePipeline()
+        pipeline.components["net"].config = {"scaling_factor": 0.18, "_name_or_path": "a", **values}
+        return configuration_checksum(pipeline)
+
+    assert checksum() == checksum(_name_or_path="b", transformers_version="9")
+    assert checksum() != checksum(scaling_factor=0.2)
+
+
+@pytest.mark.parametrize("use_residual", [True, False])
+def test_reports_show_the_result_with_and_without_the_residual(
+    use_residual: bool, people: Subjects, tmp_path: Path
+) -> None:
+    shown, hidden = ("without-residual", "with-residual") if use_residual else ("with-residual", "without-residual")
+    for suite in ("stages", "paper"):
+        config = EvaluateConfig(suite, count=1, use_residual=use_residual)
+        report: Any = evaluate(FakePipeline(), people, config, tmp_path / suite)  # type: ignore[arg-type]
+        assert shown in report.methods
+        assert report.absent[hidden] == "with these options it is the same as diffbody"
+        assert ("diffbody", shown) in report.pairs
 
 
 def test_guidance_must_be_on(people: Subjects, tmp_path: Path) -> None:
@@ -353,7 +468,7 @@ def test_plain_photographs(photos: Path, tmp_path: Path) -> None:
     assert {row.image for row in report.rows} == {subjects.people.entry(i).name for i in range(2)}
     text = (tmp_path / "out" / "report.md").read_text()
     assert "without-prompt: there are no captions to leave out" in text
-    assert "2 pictures, degradation" in text
+    assert "data photos: 2 pictures (contents " in text
     with pytest.raises(ValueError, match=r"the structure suite needs pictures with .*keypoints"):
         evaluate(pipeline, subjects, EvaluateConfig("structure"), tmp_path / "other")
 
@@ -402,8 +517,8 @@ def test_structure_suite_from_detection_to_tables(tmp_path: Path) -> None:
     assert numbers["original"]["iou background"] > 0.3
     assert numbers["original"]["pck@0.05 mean"] <= numbers["original"]["pck@0.1 mean"]
     lines = list(csv.DictReader((out / "table.csv").open(newline="")))
-    assert [line["Method"] for line in lines] == ["original", "bicubic"]
-    assert float(lines[0]["detected"]) == pytest.approx(numbers["original"]["detected"], abs=5e-4)
+    assert [line["method"] for line in lines] == ["original", "bicubic"]
+    assert float(lines[0]["detected"]) == numbers["original"]["detected"]
     assert read_image(out / "structure.png").pixels.std() > 0.05
     again: Any = evaluate(pipeline, subjects, EvaluateConfig("structure", ("original", "bicubic")), out)
     assert json.dumps(again.as_dict()) == json.dumps(report.as_dict())  # read back from rows.jsonl

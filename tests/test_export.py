@@ -25,7 +25,7 @@ from diffbody_ref.ops.results import NO_PERSON
 from diffbody_ref.pipeline import DiffBodyPipeline
 from diffbody_ref.stages import STAGES, BoundStage, bind_stages
 from diffbody_ref.stages.people import Detector
-from export.bundle import export_bundle
+from export.bundle import _start_or_resume, export_bundle, weights_hash
 from export.gradient import gradient_graph
 from export.onnx import export_onnx
 from export.weights import WeightStore
@@ -69,8 +69,8 @@ def test_the_stages_are_those_of_the_design(pipe: DiffBodyPipeline, bundle: Bund
 SIZES: list[dict[str, int]] = [
     {},
     {"batch": 1, "people": 1, "height": 1, "width": 1},
-    {"batch": 3, "people": 2, "height": 5, "width": 3},
-    {"batch": 4, "people": 4, "height": 7, "width": 9},
+    {"batch": 3, "people": 2, "height": 5, "width": 3, "chunks": 2},
+    {"batch": 4, "people": 4, "height": 7, "width": 9, "chunks": 3},
 ]
 
 
@@ -222,7 +222,7 @@ def test_nobody_in_the_picture(restorer: Restorer) -> None:
 )
 def test_the_tokenizer_is_the_pipelines(pipe: DiffBodyPipeline, restorer: Restorer, prompt: str) -> None:
     wanted = pipe.tokenizer(prompt, padding="max_length", truncation=True, max_length=77).input_ids
-    assert restorer.tokenize(prompt).tolist() == wanted
+    assert restorer.tokenize(prompt).ids[0].tolist() == wanted
 
 
 def test_the_same_weights_give_the_same_bytes(pipe: DiffBodyPipeline, bundle: Bundle, tmp_path: Path) -> None:
@@ -231,6 +231,51 @@ def test_the_same_weights_give_the_same_bytes(pipe: DiffBodyPipeline, bundle: Bu
         again = export_onnx(stage_of(pipe, name), tmp_path / f"{name}.float32.onnx", store)
         assert again.read_bytes() == (bundle.folder / f"{name}.float32.onnx").read_bytes()
         assert str(Path(__file__).parent.parent).encode() not in again.read_bytes()  # no path of this machine
+
+
+def link_components(folder: Path) -> Path:
+    """nano as a cache lays it out: links to the components' folders, and to the index."""
+    folder.mkdir()
+    for path in NANO_FOLDER.iterdir():
+        if path.is_dir() or path.name == "model_index.json":
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def test_linked_components_are_exported_and_count(tmp_path: Path) -> None:
+    linked = link_components(tmp_path / "linked")
+    copied = tmp_path / "copied"
+    shutil.copytree(linked, copied, symlinks=False)
+    assert weights_hash(linked) == weights_hash(copied)
+    part = tmp_path / "part"
+    _start_or_resume(part, linked, {"weights": weights_hash(linked)})
+    weights = sorted(path.relative_to(linked) for path in linked.glob("*/*.safetensors"))
+    assert len(weights) == 8
+    assert sorted(path.relative_to(part) for path in part.rglob("*.safetensors")) == weights
+    assert not any(path.is_symlink() for path in part.rglob("*"))
+    before = weights_hash(copied)
+    config = copied / "vae" / "config.json"
+    config.write_text(config.read_text().replace("scaling_factor", "scaling_factor_of_old"))
+    assert weights_hash(copied) != before
+    before = weights_hash(copied)
+    merges = next((copied / "tokenizer").glob("merges*"))
+    merges.write_bytes(merges.read_bytes()[:-10])
+    assert weights_hash(copied) != before  # the vocabulary is in the bundle, too
+
+
+def test_links_that_lead_nowhere_or_in_circles_are_named(tmp_path: Path) -> None:
+    linked = link_components(tmp_path / "linked")
+    (linked / "again").symlink_to(linked)
+    with pytest.raises(ValueError, match="again: a link that leads back"):
+        weights_hash(linked)
+    (linked / "again").unlink()
+    (linked / "vae").unlink()
+    (linked / "vae").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match="vae: a link that leads nowhere"):
+        weights_hash(linked)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: holds no weights"):
+        weights_hash(tmp_path / "empty")
 
 
 def test_weights_are_kept_once(bundle: Bundle) -> None:
@@ -341,7 +386,7 @@ def edit(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
         (change_a_byte, "pose.float32.onnx: differs from the manifest"),
         (lambda folder: (folder / "pose.float32.onnx").unlink(), "pose.float32.onnx: missing"),
         (lambda folder: (folder / MANIFEST).unlink(), "not a bundle"),
-        (lambda folder: (folder / MANIFEST).write_text("{"), "cannot be read"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "broken manifest"),
         (edit(lambda values: values.update(schema=99)), "schema is 99, this version reads 1"),
         (edit(lambda values: values.pop("geometry")), "broken manifest"),
         (edit(lambda values: values["files"].update({"../x": {"size": 1, "sha256": ""}})), "outside of the bundle"),
@@ -387,5 +432,5 @@ def test_a_provider_that_is_not_there_is_said(bundle: Bundle) -> None:
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
-    with pytest.raises(RuntimeError, match="cannot use cuda"):
+    with pytest.raises(ValueError, match="cannot use cuda"):
         OnnxRuntimeEngine.open(bundle, "pose", EngineConfig(device="cuda"))

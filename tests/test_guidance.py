@@ -220,7 +220,7 @@ def test_when_it_is_active() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"body_guidance_scale": -1.0}, "body_guidance_scale must be a number of at least 0, got -1.0"),
+        ({"body_guidance_scale": -1.0}, "body_guidance_scale must be in 0..1,000,000, got -1.0"),
         ({"body_guidance_scale": float("nan")}, "got nan"),
         ({"body_guidance_scale": float("inf")}, "got inf"),
         ({"body_guidance_every": 0}, "body_guidance_every must be at least 1, got 0"),

@@ -15,7 +15,7 @@ from diffbody_ref.ops.options import RestoreOptions
 from diffbody_ref.ops.processing import Sizes
 from diffbody_ref.ops.samplers import StepInfo, make_schedule
 from runtime.bundle import Bundle
-from runtime.restore import Restorer
+from runtime.restore import Restorer, load_tokenizer
 from runtime.steps import Sampling
 from runtime.triton.contract import (
     ATTENTION,
@@ -26,7 +26,6 @@ from runtime.triton.contract import (
     NOTICES,
     POSE,
     SAMPLED,
-    SETTINGS,
     STEPS_DONE,
     TEXT,
     VISIBILITY,
@@ -46,7 +45,7 @@ from runtime.triton.in_flight import (
     Waiting,
     advance_all,
 )
-from runtime.triton.settings import Settings
+from runtime.triton.settings import Settings, Ticket
 
 
 @dataclass
@@ -293,7 +292,8 @@ def test_a_requests_tensors_become_a_flight_and_its_end_becomes_tensors() -> Non
     def infer(stage: str, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise AssertionError(f"{stage} ran")
 
-    restorer = Restorer(Bundle.open(NANO_FOLDER).manifest, infer, lambda prompt: np.zeros(0, np.int64))
+    bundle = Bundle.open(NANO_FOLDER)
+    restorer = Restorer(bundle.manifest, infer, load_tokenizer(bundle))
     geometry, rng = restorer.geometry, np.random.default_rng(0)
     parts, side = len(geometry.part_names), 64
     shapes = {
@@ -308,12 +308,13 @@ def test_a_requests_tensors_become_a_flight_and_its_end_becomes_tensors() -> Non
     }
     tensors = {tensor.name: rng.random((1, *shape), np.float32) for tensor, shape in shapes.items()}
     options = restorer.settings.options(num_inference_steps=1, body_guidance_scale=0.0)
-    settings = Settings(options, Sizes(side, side, side, side, side, side), "", "", 5, "png", deadline=123.0)
-    tensors[SETTINGS.name] = settings.to_tensor()
-    made = flight_of(restorer, tensors, "an ID")
+    settings = Settings(
+        options, Sizes(side, side, side, side, side, side), "", "", 5, "png", False, Ticket("", 7, 123.0)
+    )
+    made = flight_of(restorer, tensors, settings)
     for array in tensors.values():
         array.fill(0)  # Triton takes its memory back
-    assert (made.request_id, made.deadline, made.notices, made.done) == ("an ID", 123.0, [], False)
+    assert (made.size, made.deadline, made.notices, made.done) == ((side, side), 123.0, [], False)
     assert made.sampling.condition.any()
     toy = Toy()
     in_flight = InFlight(toy, 1, clock=toy.clock)

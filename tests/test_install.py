@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import email
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffbody.cli.console import EXTRAS
 from diffbody_ref.ops.images import read_image
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("diffbody", "diffbody_ref", "export", "runtime", "triton_models")
 OTHERS = ("benchmarks", "tests")  # which a checkout has beside the packages
+# What the source distribution holds besides.
+BESIDE = (".ci", ".github", "deploy", "docs", "samples")
+FILES = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "constraints.txt")
 TYPED = ("diffbody", "diffbody_ref", "export", "runtime")
 
 # What installed files are: not those of the checkout.
@@ -29,6 +36,29 @@ for name in {PACKAGES!r}:
     module = importlib.import_module(name)
     for path in map(Path, module.__path__):
         assert path.is_relative_to(sys.prefix), path
+"""
+
+
+# What Windows or macOS lack of the standard library; pwd, grp and termios are on macOS, but not on Windows.
+UNIX_ONLY = ("fcntl", "grp", "ossaudiodev", "pty", "pwd", "resource", "spwd", "syslog", "termios", "tty")
+ELSEWHERE = f"""
+import importlib, pkgutil, sys
+hidden = {UNIX_ONLY!r}
+for name in hidden:
+    sys.modules.pop(name, None)
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name in hidden:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hide())
+import diffbody, runtime, runtime.triton.client
+for package in (diffbody, runtime):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        # The server stays on Linux.
+        if not module.name.startswith(("runtime.triton.", "diffbody.__main__")):
+            importlib.import_module(module.name)
+from diffbody.cli import main
+main(sys.argv[1:])
 """
 
 
@@ -106,6 +136,52 @@ def test_the_wheel_restores_without_the_repository(installation: Installation) -
 
     installation.run("diffbody", "triton-repo", "-o", "models")
     assert (installation.folder / "models" / "sampler" / "1" / "model.py").is_file()
+
+
+def test_restoring_needs_nothing_that_other_systems_lack(installation: Installation) -> None:
+    folder = installation.folder / "album"
+    folder.mkdir()
+    for name in ("synthetic_1.jpg", "synthetic_2.jpg"):
+        shutil.copy(ROOT / "samples" / "degraded" / name, folder / name)
+    arguments = ("restore", "album", "-o", "restored", "--steps", "2", "--compare")
+    told = installation.run("python", "-c", ELSEWHERE, *arguments)
+    assert told.splitlines()[-1] == "restored 2, failed 0"
+    assert "skipped 2" in installation.run("python", "-c", ELSEWHERE, *arguments)
+
+
+def test_a_plain_install_brings_what_restoring_needs(installation: Installation) -> None:
+    wheel = zipfile.ZipFile(installation.wheel)
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = email.message_from_bytes(wheel.read(name))
+    requirements = metadata.get_all("Requires-Dist", [])
+    plain = {re.split(r"[^\w-]", line)[0] for line in requirements if "extra ==" not in line}
+    assert {"numpy", "onnxruntime", "pillow", "tokenizers"} <= plain
+    assert "torch" not in plain
+    assert any(line.startswith("numpy<2") and 'extra == "serve"' in line for line in requirements)
+    extras = set(metadata.get_all("Provides-Extra", []))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [extra for extra in extras if extra != "dev" and f"`{extra}`" not in readme] == []
+    # Every extra that a message or a page names is there.
+    assert set(EXTRAS.values()) <= extras
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "Makefile", *(ROOT / "deploy").iterdir()):
+        if page.is_file():
+            named = re.findall(r'"\.\[([a-z,]+)\]"|EXTRAS[=:] ?([a-z,]+)', page.read_text(encoding="utf-8"))
+            assert {extra for pair in named for each in pair for extra in each.split(",") if extra} <= extras, page
+
+
+def test_the_source_distribution_holds_what_a_checkout_has(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for folder in (*PACKAGES, *OTHERS, *BESIDE):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (*FILES, "pyproject.toml", ".gitignore", ".pre-commit-config.yaml"):
+        shutil.copy(ROOT / file, source / file)
+    there = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    build = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=600)
+    (made,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(made) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert there <= held
 
 
 @pytest.mark.slow

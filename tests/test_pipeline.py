@@ -13,7 +13,7 @@ from PIL import Image
 from diffbody_ref.components import COMPONENT_CLASSES, build_component
 from diffbody_ref.ops.pose import person_crop
 from diffbody_ref.ops.results import NO_PERSON
-from diffbody_ref.pipeline import DiffBodyPipeline
+from diffbody_ref.pipeline import DiffBodyPipeline, _Sampled
 
 FAST: dict[str, Any] = {"num_inference_steps": 2, "output_type": "np", "guidance_scale": 1.0}
 
@@ -153,7 +153,7 @@ def test_with_the_residual_a_sampler_that_changes_nothing_gives_r_back(
     pipe: DiffBodyPipeline, monkeypatch: pytest.MonkeyPatch, tile_size: int | None
 ) -> None:
     """D(z_r) + r − D(z_r) is r up to float32 rounding, whatever the autoencoder loses; random weights lose most."""
-    monkeypatch.setattr(pipe, "_sample", lambda jobs, *_: (torch.cat([job.z_r for job in jobs]), [[] for _ in jobs]))
+    monkeypatch.setattr(pipe, "_sample", lambda jobs, *_: [_Sampled(job.z_r, [], []) for job in jobs])
     call = {**FAST, "tile_size": tile_size, "colour_fix": "none", "return_intermediates": True}
     kept, lost = (pipe(noise_picture(150, 61), **call, use_residual=use) for use in (True, False))
     regression = kept.intermediates[0].regression

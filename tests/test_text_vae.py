@@ -40,13 +40,17 @@ def test_padding_is_the_text_encoders(tmp_path: Path, preset: str, pad: int) -> 
         assert ids == [49406, 320, 2368, 49407] + [pad] * 73
 
 
-def test_prompts_are_padded_and_cut() -> None:
+def test_prompts_are_padded_to_the_longest() -> None:
     torch.manual_seed(0)
     tokenizer, encoder = build_tokenizer(), build_text_encoder("nano").eval()
     embedded = encode_prompt(tokenizer, encoder, ["a woman in a red coat", "word " * 200, ""])
-    assert embedded.shape == (3, 77, 64)
+    assert embedded.shape == (3, 3 * 77, 64)  # 200 tokens are 75 + 75 + 50
     assert torch.isfinite(embedded).all()
     assert not torch.equal(embedded[0], embedded[2])
+    # After its own chunk come chunks of the empty prompt; sums of another batch run in another order.
+    short = encode_prompt(tokenizer, encoder, ["a woman in a red coat", ""])
+    torch.testing.assert_close(embedded[0, :77], short[0])
+    torch.testing.assert_close(embedded[0, 77:], short[1].repeat(2, 1))
 
 
 def test_sd21_sizes() -> None:

@@ -26,10 +26,11 @@ from diffbody_ref.components import build_component, load_component
 from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.structure import batch_structure_maps, structure_maps
 from diffbody_ref.training import loop
-from diffbody_ref.training.batches import OrderedBatches, item_loader
+from diffbody_ref.training.batches import OrderedBatches
 from diffbody_ref.training.checkpoints import trained_state
 from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.encoded import SHARD, EncodedRows, encode_missing
+from diffbody_ref.training.loaders import load_batches
 from diffbody_ref.training.loop import is_finished, learning_rate_at, train
 from diffbody_ref.training.release import release
 from diffbody_ref.training.stages import TrainingStage, build_stage
@@ -71,7 +72,7 @@ def prepared(config: TrainConfig) -> TrainingStage:
 
 
 def first_batch(stage: TrainingStage, count: int = 2) -> dict[str, torch.Tensor]:
-    return next(iter(item_loader(stage, OrderedBatches(stage, 0, count, count, 0, 1), workers=0)))
+    return next(load_batches(stage.item, OrderedBatches(stage, 0, count, count, 0, 1), workers=0))
 
 
 def toml(config: TrainConfig, path: Path) -> Path:
@@ -236,6 +237,18 @@ def test_cached_captions_are_the_encoders(people: Path, tmp_path: Path) -> None:
         assert not torch.equal(text[0], text[1]) or not torch.equal(text[0], text[2])
         one, two = (float(s(b)["loss"]) for s, b in zip((cached, live), batches, strict=True))
     assert one == pytest.approx(two, rel=2**-11)
+
+
+def test_captions_that_are_cut_are_counted(people: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "people"
+    shutil.copytree(people, folder)
+    assert prepared(diffusion_config(folder, tmp_path)).notices() == []
+    records = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    for record, words in zip(records, (75, 76, 200), strict=False):  # a token a word; 75 go in
+        record["caption"] = "shoe " * words
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    (notice,) = prepared(diffusion_config(folder, tmp_path)).notices()
+    assert notice == f"2 of {len(records)} captions are longer than 75 tokens: training read their beginnings"
 
 
 @pytest.mark.parametrize("stage", ["swinir", "vae", "diffusion"])

@@ -17,7 +17,20 @@ from runtime.bundle import MANIFEST, Bundle, PlanTarget, file_entry
 from runtime.restore import Restorer
 from runtime.triton.client import Client, ClientConfig
 from runtime.triton.config import RepositoryConfig, ServerConfig
-from runtime.triton.contract import ANSWER, ENSEMBLE, MODEL, MODELS, OPTIONS, REQUEST, TRITON_TYPES, plan_model
+from runtime.triton.contract import (
+    ANSWER,
+    ENSEMBLE,
+    HEALTH_MODEL,
+    MODEL,
+    MODELS,
+    OPTIONS,
+    PIPELINE_MODEL,
+    REQUEST,
+    STREAM_MODEL,
+    TICKET,
+    TRITON_TYPES,
+    plan_model,
+)
 from runtime.triton.plans import STAGES
 from runtime.triton.repository import render
 from runtime.triton.server import Server
@@ -78,7 +91,7 @@ def test_every_model_has_the_contracts_tensors(planned: Path, tmp_path: Path, pr
         for tensor, wanted in zip(found[name].input, model.inputs, strict=True):
             assert tensor.optional == wanted.optional
             assert tensor.allow_ragged_batch == (model.ragged and -1 in wanted.shape)
-    steps = found[MODEL].ensemble_scheduling.step
+    steps = found[PIPELINE_MODEL].ensemble_scheduling.step
     assert [step.model_name for step in steps] == [model.name for model in ENSEMBLE]
     for step, model in zip(steps, ENSEMBLE, strict=True):
         assert dict(step.input_map) == {tensor.name: tensor.wire for tensor in model.inputs}
@@ -87,9 +100,11 @@ def test_every_model_has_the_contracts_tensors(planned: Path, tmp_path: Path, pr
 
 def test_the_ensemble_takes_every_option_and_joins_its_models(tmp_path: Path) -> None:
     found = configs(render(RepositoryConfig(NANO_FOLDER), tmp_path / "models"))
-    ensemble = found[MODEL]
-    assert [tensor.name for tensor in ensemble.input] == [field.name for field in REQUEST]
-    assert all(tensor.optional for tensor in ensemble.input)
+    ensemble = found[PIPELINE_MODEL]
+    assert [tensor.name for tensor in found[MODEL].input] == [field.name for field in REQUEST]
+    assert all(tensor.optional for tensor in found[MODEL].input)
+    # Nobody gets in without a ticket.
+    assert [tensor.name for tensor in ensemble.input if not tensor.optional] == [TICKET.name]
     assert {field.name for field in OPTIONS} <= {tensor.name for tensor in ensemble.input}
     assert [tensor.name for tensor in ensemble.output] == [field.name for field in ANSWER]
     known = {tensor.name for tensor in ensemble.input}
@@ -124,12 +139,17 @@ def test_plans_are_served_with_the_manifests_tensors(planned: Path, tmp_path: Pa
 
 
 def test_the_limits_reach_the_models(tmp_path: Path) -> None:
-    config = RepositoryConfig(NANO_FOLDER, max_in_flight=5, max_queue=3, max_pixels=123_456, max_seconds=7.5)
+    config = RepositoryConfig(
+        NANO_FOLDER, max_in_flight=5, max_queue=3, max_pixels=123_456, max_seconds=7.5, stall_seconds=8.5
+    )
     found = configs(render(config, tmp_path / "models"))
     assert found["sampler"].max_batch_size > 5  # one too many must come in, to be told so
     assert found["sampler"].parameters["max_in_flight"].string_value == "5"
     assert found["preprocess"].parameters["max_pixels"].string_value == "123456"
-    assert found["preprocess"].parameters["max_seconds"].string_value == "7.5"
+    for front in (MODEL, STREAM_MODEL):
+        told = {name: value.string_value for name, value in found[front].parameters.items()}
+        assert (told["max_in_flight"], told["max_queue"], told["max_seconds"]) == ("5", "3", "7.5")
+    assert found[HEALTH_MODEL].parameters["stall_seconds"].string_value == "8.5"
     assert found["restorer"].dynamic_batching.default_queue_policy.max_queue_size == 3
 
 

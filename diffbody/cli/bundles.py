@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from types import FrameType
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from diffbody.cli.console import progress_bar
+from diffbody.cli.console import complain, progress_bar
 from diffbody.cli.options import Model, Precision, PrecisionName, Precisions, engine_option, file_option, one_of
 from diffbody_ref.loading import load_pipeline, model_folder
 from runtime.engines.config import EngineConfig
@@ -48,9 +54,30 @@ def export(
     folder = model_folder(model)
     from export.bundle import export_bundle
 
-    with progress_bar("stages") as show:
+    with resumable("the stages that are done stay beside the bundle"), progress_bar("stages") as show:
         export_bundle(folder, out, tuple(str(name) for name in precision), show)
     print(f"exported {out}")
+
+
+@contextmanager
+def resumable(what_stays: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the command with a line which says that the same command goes on.
+
+    Args:
+        what_stays: of the work so far, in words.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        complain(f"{what_stays}; the same command goes on from there", "interrupted")
+        sys.stdout.flush()
+        os._exit(128 + number)  # a network may take minutes to return
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def plan(

@@ -1,30 +1,48 @@
-"""What commands show: progress bars, one-line errors, and the summary of a run over files."""
+"""What commands show: progress, one-line errors, and what a missing extra or Ctrl-C is told."""
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from diffbody.lines import one_line
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from diffbody.files import Summary
-
-BAD_INPUT = 2  # exit code
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
+LINE_SECONDS = 10.0  # the least time between two lines of progress where there is no terminal
 EXTRAS = {  # other packages: train
-    **dict.fromkeys(("onnxruntime", "tokenizers"), "onnx"),
     **dict.fromkeys(("torch", "diffusers", "transformers", "accelerate", "safetensors"), "reference"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     **dict.fromkeys(("tritonclient", "pytriton"), "serve"),
     **dict.fromkeys(("httpx2", "pyarrow"), "data"),
     **dict.fromkeys(("polygraphy", "tensorrt", "tensorrt_rtx"), "rtx"),
 }
+PLAIN = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "tokenizers": ("tokenizers",)}  # come with DiffBody itself
 OWN_PACKAGES = ("diffbody", "diffbody_ref", "runtime", "export", "triton_models")
+
+
+def require(*packages: str) -> None:
+    """Make sure that packages are there, before a command makes anything.
+
+    Raises:
+        ModuleNotFoundError: one is not; its `name` is the package.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 @contextmanager
@@ -44,7 +62,8 @@ def user_errors() -> Iterator[None]:
         if package in OWN_PACKAGES:
             raise
         extra = EXTRAS.get(package, "train")
-        _fail(error, f"this command needs the package {package!r}; install DiffBody with its extra {extra!r}")
+        how = " or ".join(PLAIN[package]) if package in PLAIN else f"DiffBody with its extra {extra!r}"
+        _fail(error, f"this command needs the package {package!r}; install {how}")
     except OSError as error:
         known = error.filename is not None and error.strerror
         _fail(error, f"{error.filename}: {error.strerror}" if known else str(error))
@@ -55,28 +74,95 @@ def user_errors() -> Iterator[None]:
 def _fail(error: BaseException, message: str) -> NoReturn:
     if os.environ.get("DIFFBODY_DEBUG"):
         raise error
-    _complain(message)
+    complain(message)
     sys.exit(BAD_INPUT)
 
 
-def _complain(message: str, kind: str = "error") -> None:
-    print(f"diffbody: {kind}:", " ".join(message.split()), file=sys.stderr)
+def complain(message: str, kind: str = "error") -> None:
+    """Print one line to stderr, of bounded length."""
+    print(f"diffbody: {kind}:", one_line(message), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def one_interrupt() -> Iterator[None]:
+    """The first Ctrl-C raises KeyboardInterrupt; the next ones are ignored, so that what it begins comes to its end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def interrupted(done: int, left: int) -> NoReturn:
+    """Say how far interrupted work came, and end the program at once with exit code 130.
+
+    Threads that compute are not waited for: a network may take minutes to return. So whatever must be cleaned up has to
+    be before this is called.
+
+    Args:
+        done: number of pictures that were restored, skipped or failed.
+        left: number of pictures that were not.
+    """
+    with suppress(OSError):
+        complain(f"{done} done, {left} left; the same command goes on", "interrupted")
+        sys.stdout.flush()
+    os._exit(INTERRUPTED)
+
+
+def plain_output() -> None:
+    """Let file names of any encoding be printed: bytes that are no UTF-8 come out as they were."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+            stream.reconfigure(errors="surrogateescape" if utf8 and stream is sys.stdout else "backslashreplace")
 
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[..., None]]:
-    """One bar; yields the function to call with (done, in all), and with the name of what is at work if it has one."""
+    """One bar, or lines where stderr is not a terminal.
+
+    Yields the function to call with (done, in all), and with the name of what is at work if it has one.
+    """
     with progress_bars() as bars:
         task = bars.add_task(what, total=None)
+        lines = ProgressLines(what)
 
         def show(done: int, total: int, name: str = what) -> None:
             bars.update(task, completed=done, total=total, description=name)
+            if bars.disable:
+                lines.show(done, total, name)
 
         yield show
 
 
-def progress_bars() -> Progress:
-    """Bars on stderr that vanish at the end; none where stderr is not a terminal."""
+class ProgressLines:
+    """Progress where there is no terminal: a line on stderr, but no more than one in ten seconds.
+
+    Args:
+        what: is done, such as "pictures".
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what, self._last, self._shown = what, time.monotonic(), -1
+
+    def show(self, done: int, total: int, name: str = "") -> None:
+        """Say how much is done, if it is more than was said and time for it."""
+        if done == self._shown or time.monotonic() - self._last < LINE_SECONDS:
+            return
+        self._last, self._shown = time.monotonic(), done
+        complain(f"{self.what}: {done} of {total}{f', {name}' if name not in ('', self.what) else ''}", "progress")
+
+
+def progress_bars(wanted: bool = True) -> Progress:
+    """Bars on stderr that vanish at the end; none where stderr is not a terminal, or they are not wanted."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -90,46 +176,6 @@ def progress_bars() -> Progress:
     console = Console(stderr=True)
     text = TextColumn("{task.description}", markup=False)  # file names may hold brackets
     columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-def report(summary: Summary, side_pictures: Sequence[str] = (), single: bool = False) -> None:
-    """Print what was written to stdout, and notices and failures to stderr.
-
-    Args:
-        side_pictures: names of side pictures that may have been written.
-        single: the run was asked for one picture: no counts, and a failure is one line instead of a table.
-
-    Raises:
-        typer.Exit: with code 2, something failed.
-    """
-    for job in summary.written:
-        for path in (job.target, *(job.side_picture(name) for name in side_pictures)):
-            if path.exists():
-                print(path)
-    for source, notices in summary.notices.items():
-        for notice in notices:
-            _complain(f"{source}: {notice}", "notice")
-    if not single:
-        skipped = f", skipped {len(summary.skipped)} (done before; --overwrite repeats them)" if summary.skipped else ""
-        print(f"restored {len(summary.written)}{skipped}, failed {len(summary.failed)}")
-    if single:
-        for failure in summary.failed:
-            _complain(failure.reason)
-    elif summary.failed:
-        _print_failures(summary)
-    if summary.failed:
-        raise typer.Exit(BAD_INPUT)
-
-
-def _print_failures(summary: Summary) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("picture", "why it failed")
-    for failure in summary.failed:
-        reason = failure.reason.removeprefix(f"{failure.source}: ")
-        table.add_row(Text(str(failure.source), overflow="fold"), Text(reason, overflow="fold"))
-    # Outside of a terminal nothing is wrapped, so that the lines can be searched.
-    Console(stderr=True, width=None if sys.stderr.isatty() else 10_000).print(table)
+    disable = not (wanted and console.is_terminal)
+    # Lines on the same terminal go above the bars; stdout in a file must stay there.
+    return Progress(*columns, console=console, transient=True, disable=disable, redirect_stdout=sys.stdout.isatty())

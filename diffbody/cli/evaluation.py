@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from diffbody.cli.console import progress_bar
+from diffbody.cli.console import complain, progress_bar
 from diffbody.cli.options import (
     Device,
     Model,
@@ -23,7 +23,7 @@ from diffbody_ref.loading import load_pipeline, model_folder
 from runtime.engines.config import EngineConfig
 
 SuiteName = Literal["stages", "paper", "structure"]
-DegradationName = Literal["nano", "paper"]
+DegradationName = Literal["model", "nano", "paper"]
 
 
 @takes(settings=restore_settings)
@@ -38,7 +38,10 @@ def evaluate(
     out: Annotated[
         Path,
         file_option(
-            "Folder for report.md, table.csv, report.json, grid.png and the figures.", "--out", "-o", metavar="FOLDER"
+            "Folder for report.md, table.csv, report.json, grid.png and the figures.",
+            "--out",
+            "-o",
+            metavar="FOLDER",
         ),
     ],
     model: Model = "nano",
@@ -69,9 +72,11 @@ def evaluate(
     degradation: Annotated[
         DegradationName,
         file_option(
-            "Strength of the degradations: `nano` is for 256x128, `paper` for 1024x512.", **one_of(DegradationName)
+            "Degradation of the pictures: `model` is the one that the model was trained to undo, `nano` is for "
+            "256x128, `paper` for 1024x512.",
+            **one_of(DegradationName),
         ),
-    ] = "nano",
+    ] = "model",
     longest_side: Annotated[
         int | None,
         file_option(
@@ -94,8 +99,9 @@ def evaluate(
     """Measure how well a model restores people it was not trained on, beside other methods and without its own parts.
 
     Each picture is degraded by a seeded draw, restored by every method and compared with the original. Results are
-    kept picture by picture and method by method, so an interrupted run can just be started again. Methods and metrics
-    that are not installed are left out, and the report says so.
+    kept picture by picture and method by method, so an interrupted run can just be started again; a picture that is
+    not the same any more is measured again. Methods and metrics that are not installed are left out, and the report
+    says so.
 
     Examples:
 
@@ -127,11 +133,13 @@ def evaluate(
         **settings,
     )
     with progress_bar("restorations") as show:
-        evaluate_pipeline(
+        report = evaluate_pipeline(
             load_pipeline(folder, device),
             subjects,
             config,
             out,
             lambda done, total, at_work: show(done, total, at_work or "restorations"),
         )
+    for notice in report.notices:
+        complain(notice, "notice")
     print(out / "report.md")

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -36,6 +37,7 @@ file_option = panel("Input and output")
 quality_option = panel("Quality")
 engine_option = panel("Speed and engine")
 server_option = panel("Server")
+report_option = panel("What is said")
 
 FLAG: dict[str, Any] = {"metavar": ""}  # without it, help shows <bool>
 
@@ -62,6 +64,8 @@ else:
     PrecisionName = Literal[tuple(PRECISIONS)]
     Precisions = StrEnum("Precisions", [(name, name) for name in PRECISIONS])  # lists take no Literal
 
+FormatName = Literal["png", "jpg", "webp", "avif", "tif"]  # `ops.formats.OUTPUT_FORMATS`, which imports Pillow
+
 Model = Annotated[str, file_option("Model: `nano`, which is built in, or a folder with a model_index.json.")]
 Bundle = Annotated[
     Path | None,
@@ -77,6 +81,38 @@ Device = Annotated[
 Precision = Annotated[
     PrecisionName, engine_option("Number format that a bundle's graphs compute in.", **one_of(PrecisionName))
 ]
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How outputs are written.
+
+    Attributes:
+        format: of outputs that are not named, one of `diffbody_ref.ops.formats.OUTPUT_FORMATS`; None is png.
+        quality: of formats that are not lossless, 1 to 100; None is the format's own.
+        strip_metadata: leave out the input's metadata.
+        overwrite: do again what is done already, and replace files that are in the way.
+    """
+
+    format: str | None
+    quality: int | None
+    strip_metadata: bool
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class Verbosity:
+    """How much is said.
+
+    Attributes:
+        quiet: errors only.
+        verbose: also what was skipped, how long each picture took and why it was restored again.
+        as_json: a JSON object a picture on stdout, in place of lines.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    as_json: bool = False
 
 
 def takes(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -114,9 +150,13 @@ def restore_settings(
         quality_option("Number of denoising steps, 1 to 1000. Fewer are faster; below 20, choose --sampler dpm++."),
     ] = RestoreOptions.num_inference_steps,
     sampler: Annotated[
-        SamplerName,
-        quality_option("Sampler that does the denoising steps. `ddpm` is the paper's.", **one_of(SamplerName)),
-    ] = RestoreOptions.sampler,
+        SamplerName | None,
+        quality_option(
+            "Sampler that does the denoising steps. `ddpm` is the paper's, and nano's.",
+            show_default=THE_MODELS,
+            **one_of(SamplerName),
+        ),
+    ] = None,
     strength: Annotated[
         float | None,
         quality_option(
@@ -191,6 +231,63 @@ def engine_config(
 ) -> EngineConfig:
     """What runs a bundle."""
     return EngineConfig(engine, body_guidance_engine, device, low_memory=low_memory, precision=precision)
+
+
+def output_options(
+    format: Annotated[
+        FormatName | None,
+        # Beside the choices themselves, as other options have them, nothing else would fit into 80 columns.
+        file_option(
+            f"File format of the outputs that -o does not name: {', '.join(get_args(FormatName))}.",
+            metavar="FORMAT",
+            show_default="png",
+        ),
+    ] = None,
+    quality: Annotated[
+        int | None,
+        file_option(
+            "Quality of jpg, webp and avif, 1 to 100.", metavar="<int>", min=1, max=100, show_default="95 or 90"
+        ),
+    ] = None,
+    strip_metadata: Annotated[
+        bool,
+        file_option(
+            "Leaves out the input's metadata, such as when and where it was taken.", "--strip-metadata", **FLAG
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        file_option(
+            "Restores again what is done already, and replaces files of the outputs' names.", "--overwrite", **FLAG
+        ),
+    ] = False,
+) -> OutputOptions:
+    """How outputs are written."""
+    return OutputOptions(format, quality, strip_metadata, overwrite)
+
+
+def verbosity(
+    as_json: Annotated[
+        bool,
+        report_option(
+            "Prints a JSON object a picture to stdout: source, status, output, side_pictures, seconds, notices, error, "
+            "reason.",
+            "--json",
+            **FLAG,
+        ),
+    ] = False,
+    quiet: Annotated[bool, report_option("Prints errors only.", "--quiet", "-q", **FLAG)] = False,
+    verbose: Annotated[
+        bool,
+        report_option(
+            "Also tells what is skipped, what is restored again and why, and the time.", "--verbose", "-v", **FLAG
+        ),
+    ] = False,
+) -> Verbosity:
+    """How much is said."""
+    if quiet and verbose:
+        raise ValueError("--quiet and --verbose: give one of them")
+    return Verbosity(quiet, verbose, as_json)
 
 
 def without_none(**values: Any) -> dict[str, Any]:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffbody.cli.console import progress_bars, report
+from diffbody.cli.console import ProgressLines, complain, interrupted, one_interrupt, progress_bars
 from diffbody.cli.options import (
     FLAG,
     THE_MODELS,
     Bundle,
+    OutputOptions,
+    Verbosity,
     check_options,
     engine_config,
     file_option,
+    output_options,
     quality_option,
     restore_settings,
     server_option,
     takes,
+    verbosity,
     without_none,
 )
 from diffbody_ref.loading import load_pipeline, model_folder
@@ -30,7 +35,7 @@ from runtime.engines.config import EngineConfig
 from runtime.triton.config import ClientConfig
 
 if TYPE_CHECKING:
-    from diffbody.files import RestoreFile
+    from diffbody.files import Plan, RestoreFile, Result
     from diffbody_ref.ops.images import Picture
     from runtime.restore import Restoration
 
@@ -56,7 +61,8 @@ def servers(
     url: Annotated[
         list[str] | None,
         server_option(
-            "Server that restores, in place of this program: `localhost:8001` (gRPC) or `http://localhost:8000`. "
+            "Server that restores, in place of this program: `localhost:8001` (gRPC) or `http://localhost:8000`; with "
+            "TLS `grpcs://HOST` or `https://HOST`. "
             "Several servers, each with a --url of its own, share the pictures.",
             metavar="URL",
             show_default=False,
@@ -75,22 +81,27 @@ def servers(
     return Servers(tuple(url or ()), api_key, concurrency, timeout)
 
 
-@takes(settings=restore_settings, engines=engine_config, remote=servers)
+@takes(outputs=output_options, settings=restore_settings, engines=engine_config, remote=servers, says=verbosity)
 def restore(
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="INPUT", help="Pictures, or folders of pictures (png, jpg, webp, bmp, tiff)."),
+        typer.Argument(
+            metavar="INPUT", help="Pictures, or folders of pictures, of any format that is read. `-` is standard input."
+        ),
     ],
     out: Annotated[
         Path | None,
         file_option(
-            "File (png, jpg, webp) of one restored picture, or folder for several.",
+            "File (png, jpg, webp, avif, tif) of one restored picture, or folder for several. `-` is standard output.",
             "--out",
             "-o",
             metavar="PATH",
             show_default="beside the input",
         ),
     ] = None,
+    recursive: Annotated[
+        bool, file_option("Takes the pictures in sub-folders, too.", "--recursive", "-r", **FLAG)
+    ] = False,
     bundle: Bundle = None,
     model: Annotated[
         str | None,
@@ -112,7 +123,8 @@ def restore(
             **FLAG,
         ),
     ] = False,
-    overwrite: Annotated[bool, file_option("Replaces outputs that exist.", "--overwrite", **FLAG)] = False,
+    *,
+    outputs: OutputOptions,
     prompt: Annotated[
         str, quality_option("Description of the picture, from head to toe. It may stay empty.", metavar="TEXT")
     ] = "",
@@ -130,7 +142,6 @@ def restore(
             "Output size over input size, above 0 and at most 16.", show_default="1, but at least the model's area"
         ),
     ] = None,
-    *,
     settings: dict[str, Any],
     body_guidance_every: Annotated[
         int, quality_option("Body guidance acts at every k-th step only, k from 1. Less guidance is faster.")
@@ -145,11 +156,14 @@ def restore(
     ] = None,
     engines: EngineConfig,
     remote: Servers,
+    says: Verbosity,
 ) -> None:
     """Restore pictures of people: photo.jpg becomes photo.restored.png.
 
-    A picture that fails does not stop the others, and what is restored already is skipped: start an interrupted run
-    again, and it goes on. The exit code is 2 if a picture failed.
+    A picture that fails does not stop the others. In a run over a folder or several pictures, what is restored already
+    from the same picture with the same settings is skipped: start an interrupted run again, and it goes on. The file
+    .diffbody.jsonl beside the outputs records what each was made from. The exit code is 2 if a picture failed, and 130
+    after Ctrl-C.
 
     Examples:
 
@@ -157,14 +171,19 @@ def restore(
 
     - `diffbody restore photo.jpg -o better.png --upscale 2 --prompt "a woman with short brown hair, a red coat"`
 
-    - `diffbody restore holidays/ -o restored/ --compare`
+    - `diffbody restore holidays/ -o restored/ --recursive --compare --format jpg`
 
     - `diffbody restore photo.jpg --sampler dpm++ --steps 15 --body-guidance-every 3` (several times faster)
 
     - `diffbody restore holidays/ -o restored/ --url localhost:8001` (on a server that `diffbody serve` started)
+
+    - `curl -s https://example.com/photo.jpg | diffbody restore - -o - > better.png`
     """
     from diffbody import files
-    from diffbody.side_pictures import INTERMEDIATES
+    from diffbody.cli.recipes import recipe
+    from diffbody.cli.report import Report
+    from diffbody.cli.streams import standard_streams
+    from diffbody.side_pictures import BEFORE_AFTER, INTERMEDIATES
 
     settings |= without_none(body_guidance_every=body_guidance_every, upscale=upscale, tile_size=tile_size)
     check_options(settings, seed)
@@ -172,35 +191,120 @@ def restore(
         raise ValueError("--model, --bundle and --url: give one of them")
     if remote.urls and intermediates:
         raise ValueError("--intermediates: a server sends the restored picture only; restore here, without --url")
-    jobs = files.plan(inputs, out)
-    side_pictures = ("before_after",) * compare + INTERMEDIATES * intermediates
-    single = len(inputs) == 1 and not inputs[0].is_dir()
-    if single and not overwrite:
-        files.check_absent([jobs[0].target, *(jobs[0].side_picture(name) for name in side_pictures)])
-
     call = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed, **settings}
+    side_pictures = (BEFORE_AFTER,) * compare + INTERMEDIATES * intermediates
     folder = (bundle or NANO_FOLDER) if model is None else model_folder(model)
-    with progress_bars() as bar:
-        pictures = bar.add_task("pictures", total=len(jobs))
-        step = bar.add_task("steps", total=settings["num_inference_steps"])
-        show_step = lambda i, n: bar.update(step, completed=i, total=n)  # noqa: E731
+    one_at_a_time = not remote.urls
 
-        def load() -> RestoreFile:
-            if remote.urls:
-                return load_client(remote, call, show_step, compare)
-            if model is None:
-                return with_side_pictures(load_bundle(folder, engines, call, show_step), side_pictures)
-            return with_side_pictures(load_reference(folder, engines.device, call, show_step), side_pictures)
+    with (
+        ExitStack() as at_end,
+        one_interrupt(),
+        standard_streams(inputs, out, outputs.format, side_pictures, says.as_json) as streams,
+    ):
+        plan = files.plan(streams.inputs, streams.out, format=outputs.format or "png", recursive=recursive)
+        check_outputs(plan, outputs, side_pictures)
+        report = Report(says, plan.single, not streams.to_stdout, streams.hidden)
+        report.left_out(plan.left_out)
+        with progress_bars(not says.quiet) as bars:
+            show = Progress(
+                bars, len(plan.jobs), settings["num_inference_steps"], says.quiet or says.as_json or plan.single
+            )
 
-        summary = files.run(
-            jobs,
-            load,
-            overwrite=overwrite,
-            side_pictures=side_pictures,
-            progress=lambda i, job: bar.update(pictures, completed=i, description=job.source.name),
-            workers=remote.concurrency if remote.urls else 1,
-        )
-    report(summary, side_pictures, single)
+            def load() -> RestoreFile:
+                if remote.urls:
+                    return load_client(remote, call, show.step, compare, at_end)
+                if model is None:
+                    return with_side_pictures(load_bundle(folder, engines, call, show.step), side_pictures)
+                return with_side_pictures(load_reference(folder, engines.device, call, show.step), side_pictures)
+
+            def tell(result: Result) -> None:
+                report.result(result)
+                show.done()
+
+            summary = files.run(
+                plan,
+                load,
+                lambda: recipe(call, outputs, None if remote.urls else folder, model is not None, engines.precision),
+                files.Settings(
+                    outputs.overwrite,
+                    side_pictures,
+                    outputs.quality,
+                    outputs.strip_metadata,
+                    workers=1 if one_at_a_time else remote.concurrency,
+                ),
+                on_start=lambda job: show.start(job.source.name),
+                on_result=tell,
+                on_interrupt=at_end.close,
+            )
+        if not summary.interrupted:
+            report.end(summary, plan.left_out)
+            streams.finish()
+    if summary.interrupted:
+        interrupted(len(summary.results), summary.left)
+
+
+class Progress:
+    """How far a run is: bars on a terminal, else a line now and then."""
+
+    def __init__(self, bars: Any, pictures: int, steps: int, silent: bool) -> None:
+        self._bars, self._pictures, self._count = bars, pictures, 0
+        self._lines = None if silent or not bars.disable else ProgressLines("pictures")
+        self._picture_bar = bars.add_task("pictures", total=pictures)
+        self._step_bar = bars.add_task("steps", total=steps)
+
+    def start(self, name: str) -> None:
+        """A picture is begun."""
+        self._bars.update(self._picture_bar, description=name)
+
+    def step(self, done: int, steps: int) -> None:
+        """A denoising step is done."""
+        self._bars.update(self._step_bar, completed=done, total=steps)
+
+    def done(self) -> None:
+        """A picture is done."""
+        self._count += 1
+        self._bars.update(self._picture_bar, completed=self._count)
+        if self._lines is not None:
+            self._lines.show(self._count, self._pictures)
+
+
+def check_outputs(plan: Plan, outputs: OutputOptions, side_pictures: Sequence[str]) -> None:
+    """What can be told of the outputs' options before a model is loaded.
+
+    Raises:
+        ValueError: options that do not fit each other, or outputs of a single picture that exist.
+    """
+    from diffbody import files
+    from diffbody_ref.ops.formats import output_format
+
+    written = [output_format(suffix) for suffix in sorted({job.target.suffix for job in plan.jobs})]
+    if outputs.format is not None and any(each != output_format(outputs.format) for each in written):
+        raise ValueError(f"--format {outputs.format}: -o names a file of another format; leave one of them out")
+    if outputs.quality is not None and (lossless := [each.name for each in written if each.quality is None]):
+        raise ValueError(f"--quality: {lossless[0]} is lossless and has none; choose --format jpg, webp or avif")
+    if plan.single and not outputs.overwrite:
+        job = plan.jobs[0]
+        files.check_absent([job.target, *(job.side_picture(name) for name in side_pictures)])
+
+
+def tell_of_slow_precision(engines: EngineConfig) -> None:
+    """Say that half precision is slow on a CPU, where it runs on one."""
+    if engines.precision == "float32" or engines.engine == "tensorrt" or engines.device == "cuda":
+        return
+    if engines.device == "auto":
+        if engines.engine == "torch":
+            import torch
+
+            on_gpu = torch.cuda.is_available()
+        else:
+            from runtime.engines.onnxruntime import best_device
+
+            on_gpu = best_device() == "cuda"
+        if on_gpu:
+            return
+    complain(
+        f"--precision {engines.precision} on a CPU can take 30 times as long as float32, which is as good", "notice"
+    )
 
 
 RestorePicture = Callable[["Picture"], "Restoration"]
@@ -246,6 +350,7 @@ def load_bundle(folder: Path, engines: EngineConfig, call: dict[str, Any], on_st
     from runtime.restore import Restorer
 
     restorer = Restorer.open(folder, engines)
+    tell_of_slow_precision(engines)
 
     def restore_picture(picture: Picture) -> Restoration:
         on_step(0, 1)
@@ -254,21 +359,25 @@ def load_bundle(folder: Path, engines: EngineConfig, call: dict[str, Any], on_st
     return restore_picture
 
 
-def load_client(remote: Servers, call: dict[str, Any], on_step: OnStep, compare: bool) -> RestoreFile:
+def load_client(
+    remote: Servers, call: dict[str, Any], on_step: OnStep, compare: bool, at_end: ExitStack
+) -> RestoreFile:
     """Restoring on servers.
 
     Args:
         call: keyword arguments of `runtime.triton.client.Client.restore`.
         compare: make the side picture of before and after.
+        at_end: when it is closed, what is under way is cancelled, and the servers are left.
     """
     from diffbody.files import Job, Output
     from diffbody.side_pictures import before_after
     from runtime.triton.client import Client, UnavailableError
 
     client = Client(ClientConfig(remote.urls, remote.timeout, concurrency=remote.concurrency, api_key=remote.api_key))
+    at_end.callback(client.close)
     if not client.is_ready():
         raise UnavailableError(f"{', '.join(remote.urls)}: no server answers; start one with `diffbody serve`")
-    grpc = not any(url.startswith("http://") for url in remote.urls)
+    grpc = not any(url.startswith("http") for url in remote.urls)
 
     def restore_file(picture: Picture, job: Job) -> Output:
         # The file as it is: the server reads it as we do.

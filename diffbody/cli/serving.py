@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import typer
+
 from diffbody.cli.options import (
+    FLAG,
     Bundle,
     GuidanceName,
     Precision,
@@ -48,26 +51,32 @@ def repository_config(
     ] = RepositoryConfig.threads,
     max_in_flight: Annotated[
         int,
-        server_option(
-            "Number of requests that are sampled at a time. A request beyond it is refused as unavailable, and the "
-            "client tries again later."
-        ),
+        server_option("Number of requests that are worked on at a time. A request beyond it waits."),
     ] = RepositoryConfig.max_in_flight,
     max_queue: Annotated[
         int,
         server_option(
-            "Number of requests that may wait for each model. A request beyond it is refused as unavailable."
+            "Number of requests that may wait. A request beyond it is refused as unavailable, and the client tries "
+            "again later."
         ),
     ] = RepositoryConfig.max_queue,
     max_pixels: Annotated[
         int, server_option("Largest number of pixels that a picture may have once it is upscaled and padded.")
     ] = RepositoryConfig.max_pixels,
     max_seconds: Annotated[
-        float, server_option("Seconds after which a request is given up.")
+        float,
+        server_option("Seconds after which a request is given up, unless its client gives it up earlier."),
     ] = RepositoryConfig.max_seconds,
+    stall_seconds: Annotated[
+        float,
+        server_option(
+            "Seconds after which a model that still works on the same step is taken for hanging, and the server is "
+            "started again. It has to be longer than any step takes."
+        ),
+    ] = RepositoryConfig.stall_seconds,
 ) -> RepositoryConfig:
     """What the server's models are told."""
-    limits = ("max_in_flight", "max_queue", "max_pixels", "max_seconds")
+    limits = ("max_in_flight", "max_queue", "max_pixels", "max_seconds", "stall_seconds")
     with flags_for("profile", "precision", "threads", *limits, guidance="--body-guidance-engine"):
         return RepositoryConfig(
             bundle or NANO_FOLDER,
@@ -79,6 +88,7 @@ def repository_config(
             max_queue,
             max_pixels,
             max_seconds,
+            stall_seconds,
         )
 
 
@@ -120,13 +130,30 @@ def serve(
     api_key: Annotated[
         str | None,
         server_option(
-            "Key that clients must send. Other users of this machine can read it in the list of processes, unless it "
-            "comes by the environment variable.",
+            "Key that clients must send. Other users of this machine can read it in the list of processes, where "
+            "Triton gets it.",
             envvar="DIFFBODY_API_KEY",
             metavar="KEY",
             show_default=False,
         ),
     ] = ServerConfig.api_key,
+    shared_memory: Annotated[
+        bool,
+        server_option(
+            "Lets clients on this machine hand pictures over in shared memory. Triton 2.51 lets them read and change "
+            "other clients' pictures then.",
+            "--shared-memory",
+            **FLAG,
+        ),
+    ] = ServerConfig.shared_memory,
+    restarts: Annotated[
+        int,
+        server_option(
+            "How often within 15 minutes a server that crashed, or hangs, is started again before this command gives "
+            "up.",
+            min=0,
+        ),
+    ] = ServerConfig.restarts,
     trace: Annotated[
         Path | None,
         server_option("File to write Triton's traces of requests to.", metavar="FILE", show_default=False),
@@ -151,16 +178,33 @@ def serve(
 
     - `DIFFBODY_API_KEY=SECRET diffbody serve --bundle bundles/mine --host 0.0.0.0`
     """
-    import tempfile
-
+    from runtime.triton.launcher import StopRequest, until_stopped
+    from runtime.triton.launcher import serve as run_server
     from runtime.triton.repository import render
-    from runtime.triton.server import run_until_stopped
+    from runtime.triton.run_folder import RunFolder, sweep
 
-    with tempfile.TemporaryDirectory(prefix="diffbody-models-") as folder:
-        models = render(repository, Path(folder) / "models")
-        ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
-        config = ServerConfig(models, host, **ports, api_key=api_key, trace=trace, verbose=max(0, verbose - 1))
-        run_until_stopped(config, show_log=log_line if verbose else log_warning)
+    show_log = log_line if verbose else log_warning
+    with until_stopped() as stopping:
+        try:
+            for left in sweep():
+                log_line("warning", f"removed {left}, which a server that was killed has left")
+            with RunFolder() as folder:
+                models = render(repository, folder.path / "models")
+                ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
+                config = ServerConfig(
+                    models,
+                    host,
+                    **ports,
+                    api_key=api_key,
+                    shared_memory=shared_memory,
+                    restarts=restarts,
+                    trace=trace,
+                    verbose=max(0, verbose - 1),
+                )
+                run_server(config, folder, show_log, stopping)
+        except StopRequest as signal:
+            print("stopped before the server was ready", file=sys.stderr)
+            raise typer.Exit(128 + signal.number) from None
 
 
 def log_line(severity: str, line: str) -> None:

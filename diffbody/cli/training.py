@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from diffbody.cli.console import progress_bar
+from diffbody.cli.console import complain, progress_bar
 from diffbody.cli.options import one_of
+from diffbody_ref.ops.progress import silent
+
+if TYPE_CHECKING:
+    from diffbody_ref.training.config import TrainConfig
+    from diffbody_ref.training.loop import TrainingResult
 
 PresetName = Literal["sd21", "nano"]
 
@@ -36,26 +42,66 @@ def train(
             min=1,
         ),
     ] = None,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SETTING",
+            help="Setting that may differ from that of the checkpoint, such as `learning_rate`, or `data` for other "
+            "pictures. The run's result is then not that of one configuration, and its records say so. Give the "
+            "option several times for several settings.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train one stage, from its newest checkpoint where there is one.
 
     The stages build on each other in this order: `swinir`, `vae`, `pose`, `parts`, `diffusion`. Trained networks are
-    written to the pipeline folder that the file names; `diffbody restore --model FOLDER` uses it once all are there.
+    written to the pipeline folder that the file names. Once all are there, `diffbody release` makes a model of it,
+    which is what `diffbody restore --model` takes.
 
-    Example:
+    A run goes on only with the settings, the pictures and the networks that it began with. Only what does not change
+    its result may differ: steps, minutes, accumulation, workers, and what is written when and where.
+
+    Examples:
 
     - `diffbody train swinir --config diffbody_ref/training/configs/nano/swinir.toml`
+
+    - `diffbody train swinir --config mine.toml --allow-change learning_rate` (goes on at another learning rate)
     """
     from diffbody_ref.training.config import load_config
 
     loaded = load_config(config)
     if loaded.stage != stage:
         raise ValueError(f"{config} configures the stage {loaded.stage!r}, not {stage!r}")
+    from diffbody_ref.libraries import silence_libraries
     from diffbody_ref.training.loop import train as train_stage
 
-    folder = train_stage(loaded, stop_after)
-    if os.environ.get("RANK", "0") == "0":  # one of a launcher's processes speaks
-        print(f"trained {stage}: {folder}")
+    silence_libraries()
+    speaks = os.environ.get("RANK", "0") == "0"  # one of a launcher's processes
+    with progress_bar("training") if speaks else nullcontext(silent) as show:
+        result = train_stage(loaded, stop_after, allowed=allow_change or (), progress=show)
+    if speaks:
+        _tell(result, loaded)
+
+
+def _tell(result: TrainingResult, config: TrainConfig) -> None:
+    """Say what a run has left, and what to do next."""
+    from diffbody_ref.training.release import missing
+
+    for notice in result.notices:
+        complain(notice, "notice")
+    if not result.finished:
+        where = f"; its checkpoint is {result.checkpoint}" if result.checkpoint else ""
+        print(
+            f"stopped {config.stage} at step {result.step} of {config.steps}{where}. The same command without "
+            f"--stop-after goes on; until the end nothing is written to {result.pipeline}"
+        )
+        return
+    print(f"trained {config.stage}: {', '.join(str(result.pipeline / name) for name in result.trained)}")
+    if lacking := missing(result.pipeline):
+        print(f"{result.pipeline}: not there yet: {', '.join(lacking)}")
+    else:
+        print(f"{result.pipeline}: complete; `diffbody release {result.pipeline} OUT` makes a model of it")
 
 
 def train_all(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from diffbody_ref.data.readers import Entry, open_folder
-from diffbody_ref.ops.images import decode_levels
+from diffbody_ref.data.parallel import map_in_order
+from diffbody_ref.data.readers import Entry, folder_of, open_folder
+from diffbody_ref.ops.images import decode_labels, decode_levels
+from diffbody_ref.ops.progress import Progress, silent
 
+READING_THREADS = 4
 CACHE_BYTES = 2**31  # decoded pictures that a process keeps in memory
 
 
@@ -39,6 +44,23 @@ class Person:
     box: np.ndarray | None = None
 
 
+class Content(NamedTuple):
+    """SHA-256, as hexadecimal, of what a folder holds of a picture, whatever the picture is called.
+
+    Attributes:
+        picture: of the picture's file, and of the person's box, by which the picture is cut.
+        labels: of caption, identity, keypoints and part mask.
+    """
+
+    picture: str
+    labels: str
+
+
+def content_checksum(contents: Iterable[str]) -> str:
+    """One SHA-256 of many, in their order."""
+    return hashlib.sha256(" ".join(contents).encode()).hexdigest()
+
+
 class PeopleFolder:
     """The pictures of one or more folders, one folder after the other.
 
@@ -48,7 +70,7 @@ class PeopleFolder:
     Attributes:
         folders: the folders.
         size: (height, width) of all pictures, or None.
-        identities: number of each identity by (number of the folder, identity in the folder).
+        identities: number of each identity by (folder without its split, identity in the folder).
 
     Args:
         folders: folders as `diffbody_ref.data.readers.open_folder` takes them, for example "data/market:query".
@@ -69,10 +91,8 @@ class PeopleFolder:
         self._ends = np.cumsum([len(reader) for reader in self._readers])
         self._kept: dict[int, Person] = {}
         self._kept_bytes = 0
-        self.identities: dict[tuple[int, int | str], int] = {}
-        self._identity: list[int | None] = [None] * len(self)
-        if any("identity" in reader.labels for reader in self._readers):
-            self._identity = [self._identity_number(*self._place(i)) for i in range(len(self))]
+        self.identities: dict[tuple[Path, int | str], int] = {}
+        self._identity = [number for folder in range(len(self.folders)) for number in self._identity_numbers(folder)]
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -90,8 +110,21 @@ class PeopleFolder:
         for folder, reader in zip(self.folders, self._readers, strict=True):
             if missing := [label for label in labels if label not in reader.labels]:
                 raise ValueError(
-                    f"{folder}: {purpose} needs pictures with {' and '.join(missing)}, which this folder "
-                    f"({reader.format}) does not have; `diffbody synth` makes pictures with all labels"
+                    f"{folder}: {purpose} needs pictures with {' and '.join(missing)}, which not all pictures of this "
+                    f"folder ({reader.format}) have; `diffbody synth` makes pictures with all labels"
+                )
+
+    def require_originals(self) -> None:
+        """Check that the pictures can stand for the truth in an evaluation.
+
+        Raises:
+            ValueError: a folder's pictures are degraded as they are.
+        """
+        for folder, reader in zip(self.folders, self._readers, strict=True):
+            if not reader.originals:
+                raise ValueError(
+                    f"{folder}: {reader.format} holds small, blurred pictures as cameras took them, so nothing can be "
+                    "measured against them; see them restored by `diffbody restore`, and evaluate on sharp pictures"
                 )
 
     def entry(self, index: int) -> Entry:
@@ -106,6 +139,39 @@ class PeopleFolder:
     def caption(self, index: int) -> str:
         """The picture's caption, without reading the picture."""
         return self.entry(index).caption
+
+    def content(self, index: int) -> Content:
+        """Checksums of what the folder holds of a picture; the picture is read, but not decoded.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: the folder is broken; the message names the file.
+        """
+        number, inside = self._place(index)
+        reader = self._readers[number]
+        entry = reader.entry(inside)
+        arrays = [None if value is None else value.tolist() for value in (entry.box, entry.keypoints)]
+        known = [entry.caption, self._identity[index], arrays[1]]
+        return Content(
+            _sha256(reader.data(inside), json.dumps(arrays[0]).encode()),
+            _sha256(reader.parts(inside) or b"", json.dumps(known).encode()),
+        )
+
+    def contents(self, progress: Progress = silent) -> list[Content]:
+        """`content` of every picture, read by threads.
+
+        Args:
+            progress: called with (pictures done, all pictures, "reading pictures").
+
+        Raises:
+            OSError: see `content`.
+            ValueError: see `content`.
+        """
+        found = []
+        for content in map_in_order(self.content, range(len(self)), READING_THREADS):
+            found.append(content)
+            progress(len(found), len(self), "reading pictures")
+        return found
 
     def __getitem__(self, index: int) -> Person:
         """Read a picture, or take it from memory.
@@ -130,7 +196,7 @@ class PeopleFolder:
         entry = reader.entry(inside)
         picture = decode_levels(reader.data(inside), f"{folder}/{entry.name}")
         mask = reader.parts(inside)
-        parts = None if mask is None else np.asarray(Image.open(io.BytesIO(mask)))
+        parts = None if mask is None else decode_labels(mask, f"{folder}/{entry.name}: its part mask")
         if parts is not None and parts.shape != picture.shape[:2]:
             raise ValueError(
                 f"{folder}/{entry.name}: the part mask is {parts.shape}, the picture {picture.shape[:2]} (H, W)"
@@ -142,10 +208,18 @@ class PeopleFolder:
         number = int(np.searchsorted(self._ends, index, side="right"))
         return number, index - (int(self._ends[number]) - len(self._readers[number]))
 
-    def _identity_number(self, folder: int, index: int) -> int | None:
-        """The number of an identity, which is assigned at its first picture."""
-        identity = self._readers[folder].entry(index).identity
-        return None if identity is None else self.identities.setdefault((folder, identity), len(self.identities))
+    def _identity_numbers(self, number: int) -> Iterable[int | None]:
+        """The numbers of a folder's identities, each assigned at its first picture; splits share their people."""
+        folder = folder_of(self.folders[number])[0].resolve()
+        for identity in self._readers[number].identities():
+            yield None if identity is None else self.identities.setdefault((folder, identity), len(self.identities))
+
+
+def _sha256(*parts: bytes) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(len(part).to_bytes(8, "little") + part)
+    return whole.hexdigest()
 
 
 def fitted(person: Person, height: int, width: int) -> Person:

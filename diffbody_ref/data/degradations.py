@@ -8,6 +8,7 @@ leaves a 1024-pixel person recognisable erases a 256-pixel one.
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,9 @@ class DegradationConfig:
         poisson_probability: probability of photon noise instead of Gaussian noise.
         second_order_probability: probability of a second pass.
         second_order_strength: strength of the second pass relative to the first.
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
     blur_sigma: tuple[float, float] = (0.1, 12.0)
@@ -43,6 +47,33 @@ class DegradationConfig:
     poisson_probability: float = 0.3
     second_order_probability: float = 0.5
     second_order_strength: float = 0.4
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("blur_sigma", 0.01, math.inf),
+            ("downscale", 1.0, math.inf),
+            ("noise", 0.0, 255.0),
+            ("jpeg_quality", 1, 100),
+        ):
+            span = getattr(self, name)
+            if not (isinstance(span, tuple) and len(span) == 2 and all(map(_is_number, span))):
+                raise ValueError(f"{name} is {str(span)[:60]}; it must be two numbers")
+            if not least <= span[0] <= span[1] <= most or math.isinf(span[1]):
+                raise ValueError(f"{name} is {span[0]:g} to {span[1]:g}; it must rise, from {least:g} to {most:g}")
+        for name in (
+            "anisotropic_probability",
+            "grey_noise_probability",
+            "poisson_probability",
+            "second_order_probability",
+            "second_order_strength",
+        ):
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 <= value <= 1):
+                raise ValueError(f"{name} is {str(value)[:60]}; it must be 0 to 1")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 PAPER = DegradationConfig()
@@ -130,4 +161,4 @@ def jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
     """Compress a picture, float32 (H, W, 3) in [0, 1], as JPEG of `quality` (1–100), and decompress it."""
     buffer = io.BytesIO()
     Image.fromarray(np.uint8(np.round(picture * 255.0))).save(buffer, format="JPEG", quality=quality)
-    return np.asarray(Image.open(buffer), np.float32) / 255.0
+    return np.asarray(Image.open(buffer, formats=["JPEG"]), np.float32) / 255.0

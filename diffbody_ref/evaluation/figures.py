@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from diffbody_ref.ops.contact import labelled_grid
 from diffbody_ref.ops.files import whole_file
-from diffbody_ref.ops.images import write_image
+from diffbody_ref.ops.images import read_image, write_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +28,7 @@ def kept_path(out: Path, index: int, method: str) -> Path:
 
 def read_kept(out: Path, index: int, method: str) -> np.ndarray:
     """Read a kept restored picture, float32 (H, W, 3) in [0, 1]."""
-    return np.asarray(Image.open(kept_path(out, index, method)).convert("RGB"), np.float32) / np.float32(255)
+    return read_image(kept_path(out, index, method)).pixels
 
 
 def grid(out: Path, indices: Sequence[int], methods: Sequence[str]) -> np.ndarray:

@@ -7,13 +7,15 @@ import dataclasses
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from diffbody_ref.data.degradations import DegradationConfig
+from diffbody_ref.data.recipes import describe
 from diffbody_ref.evaluation import figures
 from diffbody_ref.evaluation.methods import METHODS
 from diffbody_ref.evaluation.metrics import METRICS, Metric
@@ -25,6 +27,8 @@ from diffbody_ref.ops.parts import PART_LABELS
 
 Table = list[list[str]]
 """The row of column names, then rows of cells."""
+
+NO_NUMBER = "n/a"  # in tables for reading; a footnote says why. Cells of CSV files are then empty
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class EvaluationReport(ABC):
         methods: names of the methods in the order of the tables; every picture has a row of each method.
         rows: the rows that are summarised.
         absent: methods and metrics that this machine lacks, and the reasons.
+        notices: what whoever reads the report should know.
     """
 
     suite: str
@@ -46,6 +51,7 @@ class EvaluationReport(ABC):
     methods: list[str]
     rows: list[Row]
     absent: dict[str, str]
+    notices: list[str] = field(default_factory=list)
 
     def of(self, method: str) -> list[Row]:
         """The rows of a method, in the order of the pictures."""
@@ -65,14 +71,18 @@ class EvaluationReport(ABC):
         """The summary of the rows for report.json."""
 
     @abstractmethod
-    def tables(self) -> Iterator[tuple[str, Table]]:
-        """Headings and tables for report.md; the first table is also table.csv."""
+    def tables(self) -> Iterator[tuple[str, Table, str]]:
+        """Headings, tables and footnotes ("" for none) for report.md."""
+
+    @abstractmethod
+    def csv_tables(self) -> dict[str, Table]:
+        """Tables of numbers alone for other programs, by name of their file; a cell without a number is empty."""
 
     def as_dict(self) -> dict[str, Any]:
         """The contents of report.json."""
         known = {"suite": self.suite, "settings": self.settings, "versions": self.versions, "counts": self.counts}
         rows = [dataclasses.asdict(row) for row in self.rows]
-        return {**known, "absent": self.absent, **self.numbers(), "rows": rows}
+        return {**known, "notices": self.notices, "absent": self.absent, **self.numbers(), "rows": rows}
 
     def as_markdown(self) -> str:
         """The contents of report.md: the settings in a few lines, and the tables."""
@@ -84,23 +94,35 @@ class EvaluationReport(ABC):
             f"# Evaluation: {SUITES[self.suite].about}",
             "",
             f"Model `{model['name']}` (weights {model['weights']}), data {', '.join(data['folders'])}: "
-            f"{counts['pictures']} pictures{people}, degradation `{settings['degradation']['name']}`, "
-            f"seed {settings['seed']}. Prompt: {captions}. "
-            f"{counts['with_notices']} pictures with a notice (such as no person found).",
+            f"{counts['pictures']} pictures{people} (contents {data['checksum']}), seed {settings['seed']}. "
+            f"Prompt: {captions}. {counts['with_notices']} pictures with a notice (such as no person found).",
+            "",
+            self._degradation_line(),
             "",
             "Options: " + ", ".join(f"{name} {value}" for name, value in settings["options"].items()) + ".",
             "",
         ]
-        for heading, table in self.tables():
-            lines += [heading, "", *markdown_table(table), ""]
+        lines += [line for notice in self.notices for line in (f"**Notice:** {notice}.", "")]
+        for heading, table, footnote in self.tables():
+            lines += [heading, "", *markdown_table(table), "", *([footnote, ""] if footnote else [])]
         lines += ["Methods: " + "; ".join(f"{name}: {METHODS[name].about}" for name in self.methods) + ".", ""]
-        if self.absent:
-            lines += ["Left out: " + "; ".join(f"{name}: {why}" for name, why in self.absent.items()) + ".", ""]
+        if FULL in self.methods and settings["options"].get("use_residual"):
+            lines += [f"Of {FULL} the residual is a part; `without-residual` is what the diffusion does alone.", ""]
+        if left_out := {name: why for name, why in self.absent.items() if name in METHODS}:
+            lines += ["Left out: " + "; ".join(f"{name}: {why}" for name, why in left_out.items()) + ".", ""]
         lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in self.versions.items()) + "."]
         return "\n".join(lines) + "\n"
 
+    def _degradation_line(self) -> str:
+        """How the pictures were degraded, and whose recipe that is."""
+        values = self.settings["degradation"]
+        ranges = DegradationConfig(
+            **{name: values[name] for name in (f.name for f in dataclasses.fields(DegradationConfig))}
+        )
+        return f"Degradation `{values['name']}` ({values['origin']}): {describe(ranges)}."
+
     def write(self, out: Path, shown: Sequence[int]) -> None:
-        """Write report.json, report.md, table.csv, rows.csv and the figures of this kind of report.
+        """Write report.json, report.md, the tables in CSV, rows.csv and the figures of this kind of report.
 
         Args:
             out: folder of the report.
@@ -108,7 +130,8 @@ class EvaluationReport(ABC):
         """
         write_whole(out / "report.json", json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
         write_whole(out / "report.md", self.as_markdown())
-        write_whole(out / "table.csv", csv_text(next(self.tables())[1]))
+        for name, table in self.csv_tables().items():
+            write_whole(out / name, csv_text(table))
         write_whole(out / "rows.csv", csv_text(self.row_table()))
         self.draw(out, shown)
 
@@ -116,8 +139,8 @@ class EvaluationReport(ABC):
         """The contents of rows.csv: a line per picture and method."""
         fixed = ("index", "image", "identity", "method", "seconds")
         names = [name for name in self.rows[0].values if isinstance(self.rows[0].values[name], int | float)]
-        lines = [[*(str(getattr(r, f)) for f in fixed), *(repr(r.values.get(n)) for n in names)] for r in self.rows]
-        return [[*fixed, *names], *lines]
+        values = ([*(getattr(row, name) for name in fixed), *map(row.values.get, names)] for row in self.rows)
+        return [[*fixed, *names], *([_csv_cell(value) for value in line] for line in values)]
 
     def draw(self, out: Path, shown: Sequence[int]) -> None:  # noqa: B027, a kind of report may have no figures
         """Write the figures of this kind of report; see `write` for the arguments."""
@@ -163,8 +186,8 @@ class QualityReport(EvaluationReport):
         pairs = {f"{a} - {b}": {k: self.estimate(a, k, b)._asdict() for k in names} for a, b in self.pairs}
         return {"methods": methods, "differences": pairs}
 
-    def tables(self) -> Iterator[tuple[str, Table]]:
-        """Table 1 and the differences; metrics that this machine lacks are "n/a"."""
+    def tables(self) -> Iterator[tuple[str, Table, str]]:
+        """Table 1 and the differences, with a footnote on metrics that this machine lacks."""
         notes = (
             "Mean ± standard error. Sharpness is the energy of the finest details over the original's: 1 is as sharp, "
             "less is over-smoothed. Detail error is the detail energy missing or too much per 8×8 block, over the "
@@ -173,16 +196,34 @@ class QualityReport(EvaluationReport):
         )
         head = [metric.heading for metric in METRICS.values()]
         means = [[name, *self._cells("", name)] for name in self.methods]
-        yield notes, [["Method", *head], *means]
+        lacking = [metric for metric in METRICS.values() if metric not in self.metrics]
+        footnote = _footnote({metric.label: self._why_not(metric) for metric in lacking})
+        yield notes, [["Method", *head], *means], footnote
         differences = [[f"{a} − {b}", *self._cells("+", a, b)] for a, b in self.pairs]
         if differences:
-            yield "Differences, picture by picture:", [["Pair", *head], *differences]
+            yield "Differences, picture by picture:", [["Pair", *head], *differences], footnote
+
+    def csv_tables(self) -> dict[str, Table]:
+        """table.csv and differences.csv: mean, standard error and number of pictures of every metric."""
+        names = [f"{metric}_{kind}" for metric in METRICS for kind in ("mean", "standard_error", "n")]
+        means = [[name, *self._csv_cells(name)] for name in self.methods]
+        differences = [[f"{a} - {b}", *self._csv_cells(a, b)] for a, b in self.pairs]
+        return {"table.csv": [["method", *names], *means], "differences.csv": [["pair", *names], *differences]}
+
+    def _csv_cells(self, method: str, minus: str | None = None) -> Iterator[str]:
+        for metric in METRICS.values():
+            if metric in self.metrics:
+                yield from map(_csv_cell, (*self.estimate(method, metric.name, minus), len(self.of(method))))
+            else:
+                yield from ("", "", "")
+
+    def _why_not(self, metric: Metric) -> str:
+        return self.absent.get(metric.name, "not every picture was measured by it")
 
     def _cells(self, sign: str, method: str, minus: str | None = None) -> Iterator[str]:
-        present = {metric.name for metric in self.metrics}
         for metric in METRICS.values():
-            if metric.name not in present:
-                yield "n/a"
+            if metric not in self.metrics:
+                yield NO_NUMBER
                 continue
             mean, error = self.estimate(method, metric.name, minus)
             rounded = round(mean, metric.digits) + 0.0  # no "-0.00"
@@ -223,7 +264,34 @@ class QualityReport(EvaluationReport):
 
 
 class StructureReport(EvaluationReport):
-    """A report on what the structure networks find in the pictures."""
+    """A report on what the structure networks find in the pictures.
+
+    Attributes:
+        COLUMNS: heading and columns of each table, and why a column may have no number.
+    """
+
+    COLUMNS: ClassVar[tuple[tuple[str, list[str], str], ...]] = (
+        (
+            "Keypoints: share of people detected, and share of labelled keypoints (hidden ones too) within a "
+            "fraction of the longer side of the person's box; the mean is over groups.",
+            [
+                "detected",
+                *(f"pck@{FRACTIONS[0]} {group}" for group in (*KEYPOINT_GROUPS, "mean")),
+                *(f"pck@{fraction} mean" for fraction in FRACTIONS[1:]),
+            ],
+            "no such keypoint is labelled inside the pictures",
+        ),
+        (
+            "Body parts: intersection over union, of all pictures' pixels; the mean is over parts.",
+            [f"iou {part}" for part in (*PART_LABELS[1:], "background", "mean")],
+            "the model's parts are not those of the labels, or no picture shows this one",
+        ),
+        (
+            "Identity: each picture is used to find its person among all other clean pictures.",
+            ["rank-1", "mAP"],
+            "no person has two pictures here, or the method `original` is not among these",
+        ),
+    )
 
     def numbers(self) -> dict[str, Any]:
         """The numbers of each method by column. Without the originals there is no gallery and thus no ReID."""
@@ -235,26 +303,23 @@ class StructureReport(EvaluationReport):
             summaries[name] = summarise([r.values for r in rows], identities, [r.values for r in clean])
         return {"methods": summaries}
 
-    def tables(self) -> Iterator[tuple[str, Table]]:
+    def tables(self) -> Iterator[tuple[str, Table, str]]:
         """The tables of keypoints, body parts and identity."""
         summaries = self.numbers()["methods"]
-        strict, *lenient = FRACTIONS
-        pck = [f"pck@{strict} {group}" for group in (*KEYPOINT_GROUPS, "mean")] + [f"pck@{f} mean" for f in lenient]
-        iou = [f"iou {part}" for part in (*PART_LABELS[1:], "background", "mean")]
-        for heading, columns in (
-            (
-                "Keypoints: share of people detected, and share of labelled keypoints (hidden ones too) within a "
-                "fraction of the longer side of the person's box; the mean is over groups.",
-                ["detected", *pck],
-            ),
-            ("Body parts: intersection over union, of all pictures' pixels; the mean is over parts.", iou),
-            (
-                "Identity: each picture is used to find its person among all other clean pictures.",
-                ["rank-1", "mAP"],
-            ),
-        ):
+        for heading, columns, why in self.COLUMNS:
             cells = [[name, *(_cell(summaries[name].get(column)) for column in columns)] for name in self.methods]
-            yield heading, [["Method", *columns], *cells]
+            lacking = [column for column in columns if any(summaries[m].get(column) is None for m in self.methods)]
+            yield heading, [["Method", *columns], *cells], _footnote(dict.fromkeys(lacking, why))
+
+    def csv_tables(self) -> dict[str, Table]:
+        """table.csv: all numbers of every method, and the number of pictures."""
+        summaries = self.numbers()["methods"]
+        columns = [column for _, columns, _ in self.COLUMNS for column in columns]
+        lines = [
+            [name, str(len(self.of(name))), *(_csv_cell(summaries[name].get(column)) for column in columns)]
+            for name in self.methods
+        ]
+        return {"table.csv": [["method", "n", *columns], *lines]}
 
     def draw(self, out: Path, shown: Sequence[int]) -> None:
         """Write structure.png with bars of the main numbers."""
@@ -272,7 +337,21 @@ class StructureReport(EvaluationReport):
 
 
 def _cell(number: float | None) -> str:
-    return "n/a" if number is None else f"{number:.3f}"
+    return NO_NUMBER if number is None else f"{number:.3f}"
+
+
+def _csv_cell(value: Any) -> str:
+    """A value in a CSV file, a number in full; empty for None."""
+    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+
+
+def _footnote(reasons: Mapping[str, str]) -> str:
+    """Why columns have no numbers, one reason after the other; "" if all have."""
+    columns: dict[str, list[str]] = {}
+    for column, why in reasons.items():
+        columns.setdefault(why, []).append(column)
+    listed = "; ".join(f"{', '.join(names)}: {why}" for why, names in columns.items())
+    return f"{NO_NUMBER}: {listed}." if listed else ""
 
 
 def markdown_table(table: Table) -> list[str]:

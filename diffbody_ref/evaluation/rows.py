@@ -19,8 +19,10 @@ class Row:
         index: number of the picture in the data.
         method: name of the method.
         image: name of the picture in the data.
+        content: checksum of the picture and its labels, see `Subjects.content`.
         identity: number of the person shown; None if it is not known.
         seed: seed of the noise.
+        size: (H, W) of the picture.
         low_size: (h, w) of the degraded picture.
         seconds: time of the restoration; for a batch, its time divided by its size.
         values: measured values by name.
@@ -30,8 +32,10 @@ class Row:
     index: int
     method: str
     image: str
+    content: str
     identity: int | None
     seed: int
+    size: list[int]
     low_size: list[int]
     seconds: float
     values: dict[str, Any]
@@ -66,15 +70,23 @@ class EvaluationRows:
             return
         try:
             head, *lines = [json.loads(line) for line in whole.splitlines()]
-            before, rows = head["settings"], [Row(**line) for line in lines]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not rows of an evaluation: {error}") from None
-        if before != settings:
-            changed = ", ".join(sorted(k for k in before.keys() | settings.keys() if before.get(k) != settings.get(k)))
-            raise ValueError(f"{path}: made with other settings ({changed}); choose another output folder or remove it")
+            before = dict(head["settings"])
+            self._check(before, settings)
+            rows = [Row(**line) for line in lines]
+        except (json.JSONDecodeError, RecursionError, KeyError, TypeError) as error:
+            reason = str(error)[:200]
+            raise ValueError(f"{path}: not rows of an evaluation: {reason}; remove the file to start over") from None
         if whole != text:
             write_whole(path, whole)
         self.rows = {(row.index, row.method): row for row in rows}
+
+    def _check(self, before: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Check that the file's settings are these."""
+        changed = ", ".join(sorted(k for k in before.keys() | settings.keys() if before.get(k) != settings.get(k)))
+        if changed:
+            raise ValueError(
+                f"{self.path}: made with other settings ({changed}); choose another output folder or remove it"
+            )
 
     def add(self, row: Row) -> None:
         """Append a row to the file and to `rows`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,13 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from diffbody_ref import __version__
-from diffbody_ref.data.degradations import NANO, PAPER, degrade
+from diffbody_ref.data.datasets import READING_THREADS, content_checksum
+from diffbody_ref.data.degradations import DegradationConfig, degrade
+from diffbody_ref.data.parallel import map_in_order
+from diffbody_ref.data.recipes import DEGRADATIONS, Recipe, model_recipe
+from diffbody_ref.evaluation.checksums import configuration_checksum, weights_checksum
 from diffbody_ref.evaluation.figures import kept_path
 from diffbody_ref.evaluation.methods import METHODS, Context, Degraded, Restore, fit
 from diffbody_ref.evaluation.metrics import Measure, available_metrics
+from diffbody_ref.evaluation.notices import degradation_notices, size_notices
 from diffbody_ref.evaluation.packages import UnavailableError
 from diffbody_ref.evaluation.report import EvaluationReport, QualityReport, StructureReport
 from diffbody_ref.evaluation.rows import EvaluationRows, Row
@@ -33,7 +36,7 @@ from diffbody_ref.ops.progress import Progress
 if TYPE_CHECKING:
     from diffbody_ref.pipeline import DiffBodyPipeline
 
-DEGRADATIONS = {"nano": NANO, "paper": PAPER}
+OWN = "model"  # as a degradation: that of the model's training
 # Tags of this module's random streams; training uses [seed, epoch], [seed, 1, ...] and [seed, 2, ...].
 DEGRADATION_STREAM, SELECTION_STREAM = 3, 4
 
@@ -51,7 +54,8 @@ class EvaluateConfig:
         seed: picture i is degraded by a generator keyed by (seed, i) and restored with noise of seed `seed + i`.
         count: number of pictures to measure, drawn at random by the seed; a larger count continues a smaller one.
             None is all pictures.
-        degradation: ranges of the degradations, a key of `DEGRADATIONS`.
+        degradation: ranges of the degradations: "model" (those that the model was trained on), or a key of
+            `DEGRADATIONS`.
         num_inference_steps: see `RestoreOptions`.
         guidance_scale: see `RestoreOptions`.
         body_guidance_scale: see `RestoreOptions`.
@@ -71,7 +75,7 @@ class EvaluateConfig:
     methods: tuple[str, ...] | None = None
     seed: int = 0
     count: int | None = None
-    degradation: str = "nano"
+    degradation: str = OWN
     num_inference_steps: int = RestoreOptions.num_inference_steps
     guidance_scale: float | None = None
     body_guidance_scale: float | None = None
@@ -89,8 +93,9 @@ class EvaluateConfig:
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {value}")
-        if self.degradation not in DEGRADATIONS:
-            raise ValueError(f"unknown degradation {self.degradation!r}, choose one of {', '.join(DEGRADATIONS)}")
+        if self.degradation not in (OWN, *DEGRADATIONS):
+            known = ", ".join((OWN, *DEGRADATIONS))
+            raise ValueError(f"unknown degradation {self.degradation!r}, choose one of {known}")
         if self.suite not in SUITES:
             raise ValueError(f"unknown suite {self.suite!r}, choose one of {', '.join(SUITES)}")
         for name in self.methods or ():
@@ -118,8 +123,8 @@ def evaluate(
     """Measure a suite's methods on pictures of people that were not trained on, and write the report to `out`.
 
     Methods and metrics that this machine lacks are left out, and the report says why. The evaluation can be resumed:
-    each result is written to out/rows.jsonl as soon as it is there, and a later call with the same settings, weights
-    and data only computes the missing ones.
+    each result is written to out/rows.jsonl as soon as it is there, and a later call with the same settings and weights
+    only computes the missing ones, and those of pictures that are not the same any more.
 
     Args:
         pipeline: the model.
@@ -144,9 +149,20 @@ def evaluate(
     if not suite.structure:
         absent |= quality.absent
     # A pipeline's name_or_path is the folder it was loaded from, or "None".
-    model = {"name": Path(str(pipeline.name_or_path)).name, "weights": weights_checksum(pipeline)}
+    folder, size = Path(str(pipeline.name_or_path)), (pipeline.settings.base_height, pipeline.settings.base_width)
+    model = {
+        "name": folder.name,
+        "weights": weights_checksum(pipeline),
+        "configuration": configuration_checksum(pipeline),
+        "base_size": list(size),
+    }
+    own = model_recipe(folder, *size)
+    recipe = own
+    if config.degradation != OWN:
+        recipe = Recipe(DEGRADATIONS[config.degradation], "as asked")
+    notices = degradation_notices(recipe, own)
     settings = {"model": model, "options": dataclasses.asdict(options)}
-    return evaluate_with(restores, probe, settings, subjects, config, out, progress, absent)
+    return evaluate_with(restores, probe, settings, subjects, config, recipe, out, progress, absent, notices)
 
 
 class Quality:
@@ -177,9 +193,11 @@ def evaluate_with(
     settings: dict[str, Any],
     subjects: Subjects,
     config: EvaluateConfig,
+    recipe: Recipe,
     out: Path,
     progress: Progress | None = None,
     absent: dict[str, str] | None = None,
+    notices: Sequence[str] = (),
 ) -> EvaluationReport:
     """Evaluate any functions that restore pictures, in the same way as `evaluate`.
 
@@ -189,23 +207,26 @@ def evaluate_with(
         settings: what the results of `restores` depend on: {"model": {"name", "weights"}, "options": {...}}.
         subjects: see `evaluate`.
         config: see `evaluate`.
+        recipe: how the pictures are degraded.
         out: see `evaluate`.
         progress: see `evaluate`.
         absent: methods and metrics that are left out, and the reasons.
+        notices: what whoever reads the report should know.
 
     Raises:
         ValueError: see `evaluate`.
     """
     suite, chosen = SUITES[config.suite], choose(len(subjects), config)
-    settings = {**settings, **_data_settings(subjects, config)}
+    settings = {**settings, **_data_settings(subjects, config, recipe)}
+    contents = dict(zip(chosen, map_in_order(subjects.content, chosen, READING_THREADS), strict=True))
     results = EvaluationRows(out / "rows.jsonl", settings)
     shown = [] if suite.structure else chosen[: config.grid_rows]
     metrics = set(probe.measures) if isinstance(probe, Quality) else set()
 
     def missing(index: int, name: str) -> bool:
-        """Whether a result is not there, or lacks a metric that is available now or a picture that the grid needs."""
+        """Whether a result is not there, is of another picture, or lacks a metric or a picture that the grid needs."""
         row = results.rows.get((index, name))
-        incomplete = row is None or bool(metrics - row.values.keys())
+        incomplete = row is None or row.content != contents[index] or bool(metrics - row.values.keys())
         return incomplete or (index in shown and not kept_path(out, index, name).exists())
 
     total = len(chosen) * len(restores)
@@ -218,7 +239,7 @@ def evaluate_with(
             todo = [index for index in batch if missing(index, name)]
             if progress is not None and todo:
                 progress(done, total, name)
-            for row, picture, original in _measure(name, restore, probe, subjects, config, todo):
+            for row, picture, original in _measure(name, restore, probe, subjects, config, recipe, todo, contents):
                 if row.index in shown:
                     kept_path(out, row.index, name).parent.mkdir(parents=True, exist_ok=True)
                     write_image(kept_path(out, row.index, name), picture, overwrite=True)
@@ -227,9 +248,12 @@ def evaluate_with(
                 done += 1
                 if progress is not None:
                     progress(done, total, name)
-    rows = [results.rows[index, name] for index in chosen for name in restores]
+    names = {index: subjects.people.entry(index).name for index in chosen}  # the same picture may have another name now
+    rows = [dataclasses.replace(results.rows[i, name], image=names[i]) for i in chosen for name in restores]
+    settings["data"] |= {"checksum": content_checksum(contents[index] for index in chosen)[:16]}
     kind = StructureReport if suite.structure else QualityReport
-    report = kind(config.suite, settings, _versions(), list(restores), rows, absent or {})
+    said = [*notices, *size_notices(rows, settings["model"].get("base_size"))]
+    report = kind(config.suite, settings, _versions(), list(restores), rows, absent or {}, said)
     report.write(out, shown)
     return report
 
@@ -250,21 +274,9 @@ def choose(available: int, config: EvaluateConfig) -> list[int]:
     return np.random.default_rng([config.seed, SELECTION_STREAM]).permutation(available)[:count].tolist()
 
 
-def degraded(truth: np.ndarray, index: int, config: EvaluateConfig) -> np.ndarray:
+def degraded(truth: np.ndarray, index: int, seed: int, degradation: DegradationConfig) -> np.ndarray:
     """The low-quality version of picture `index`, float32 (h, w, 3) in [0, 1]; it depends on the seed and the index."""
-    rng = np.random.default_rng([config.seed, DEGRADATION_STREAM, index])
-    return degrade(truth, rng, DEGRADATIONS[config.degradation])
-
-
-def weights_checksum(pipeline: DiffBodyPipeline) -> str:
-    """CRC-32 of all tensors of all networks, as hexadecimal; it detects a retrained model in the same folder."""
-    checksum = 0
-    for name, component in sorted(pipeline.components.items()):
-        for key, tensor in component.state_dict().items() if isinstance(component, torch.nn.Module) else ():
-            checksum = zlib.crc32(f"{name}.{key}".encode(), checksum)
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            checksum = zlib.crc32(memoryview(raw.numpy()), checksum)
-    return f"{checksum:08x}"
+    return degrade(truth, np.random.default_rng([seed, DEGRADATION_STREAM, index]), degradation)
 
 
 def _build_methods(
@@ -285,13 +297,20 @@ def _build_methods(
 
 
 def _measure(
-    name: str, restore: Restore, probe: Probe, subjects: Subjects, config: EvaluateConfig, indices: Sequence[int]
+    name: str,
+    restore: Restore,
+    probe: Probe,
+    subjects: Subjects,
+    config: EvaluateConfig,
+    recipe: Recipe,
+    indices: Sequence[int],
+    contents: Mapping[int, str],
 ) -> list[tuple[Row, np.ndarray, np.ndarray]]:
     """Restore and measure pictures by one method; returns (row, restored picture, original) of each."""
     chosen = [subjects[i] for i in indices]
     tasks = [
         Degraded(
-            low=degraded(subject.pixels, i, config),
+            low=degraded(subject.pixels, i, config.seed, recipe.degradation),
             original=subject.pixels,
             prompt=subject.person.caption if config.use_captions else "",
             seed=config.seed + i,
@@ -304,24 +323,35 @@ def _measure(
     rows = []
     for i, subject, task, result in zip(indices, chosen, tasks, results, strict=True):
         picture = fit(result.picture, subject.pixels)
-        person, size, values = subject.person, list(task.low.shape[:2]), probe(picture, subject)
-        row = Row(i, name, person.name, person.identity, task.seed, size, round(seconds, 3), values, result.notices)
+        row = Row(
+            index=i,
+            method=name,
+            image=subject.person.name,
+            content=contents[i],
+            identity=subject.person.identity,
+            seed=task.seed,
+            size=list(subject.pixels.shape[:2]),
+            low_size=list(task.low.shape[:2]),
+            seconds=round(seconds, 3),
+            values=probe(picture, subject),
+            notices=result.notices,
+        )
         rows.append((row, picture, subject.pixels))
     return rows
 
 
-def _data_settings(subjects: Subjects, config: EvaluateConfig) -> dict[str, Any]:
-    """What the results depend on beside the methods; without what may change on resume (count, methods, grid)."""
+def _data_settings(subjects: Subjects, config: EvaluateConfig, recipe: Recipe) -> dict[str, Any]:
+    """What the results depend on beside the methods and each picture's contents, which are in its rows; without what
+    may change on resume (count, methods, grid)."""
     return {
         "structure": SUITES[config.suite].structure,
         "seed": config.seed,
         "use_captions": config.use_captions,
-        "degradation": {"name": config.degradation, **dataclasses.asdict(DEGRADATIONS[config.degradation])},
+        "degradation": {"name": config.degradation, "origin": recipe.origin, **dataclasses.asdict(recipe.degradation)},
         "data": {
             "folders": [Path(folder).name for folder in subjects.people.folders],
             "pictures": len(subjects),
             "longest_side": subjects.longest_side,
-            "checksum": subjects.checksum(),
         },
     }
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from diffbody_ref.data.datasets import PeopleFolder, Person
+from diffbody_ref.data.datasets import PeopleFolder, Person, content_checksum
 from diffbody_ref.ops.images import resize
 
 
@@ -40,11 +38,12 @@ class Subjects:
 
     Raises:
         FileNotFoundError: see `PeopleFolder`.
-        ValueError: see `PeopleFolder`.
+        ValueError: see `PeopleFolder`; or a folder's pictures are degraded as they are.
     """
 
     def __init__(self, folders: Iterable[str | Path], longest_side: int | None = None) -> None:
         self.people = PeopleFolder(folders)
+        self.people.require_originals()
         self.longest_side = longest_side
 
     def __len__(self) -> int:
@@ -73,7 +72,6 @@ class Subjects:
         """The captions of all pictures, without reading the pictures."""
         return [self.people.caption(i) for i in range(len(self))]
 
-    def checksum(self) -> str:
-        """CRC-32 of all names, captions and identities, as hexadecimal; it detects other data."""
-        entries = [self.people.entry(i) for i in range(len(self))]
-        return f"{zlib.crc32(json.dumps([(e.name, e.caption, e.identity) for e in entries]).encode()):08x}"
+    def content(self, index: int) -> str:
+        """A checksum of a picture and its labels, as 16 hexadecimal digits; without the picture's name."""
+        return content_checksum(self.people.content(index))[:16]

@@ -27,13 +27,16 @@ class Suite:
 FULL = "diffbody"
 _PEERS = ("bicubic", "real-esrgan", "swinir", "diffbir")
 _STRUCTURE = ("without-structure", "without-pose", "without-attention")
-_ABLATIONS = (*_STRUCTURE, "without-prompt", "without-sampler")
+# One of the two is what the model does anyway, and is left out. The residual may hide that the diffusion alone is worse
+# than the regression.
+_RESIDUAL = ("with-residual", "without-residual")
+_ABLATIONS = (*_STRUCTURE, "without-prompt", "without-sampler", *_RESIDUAL)
 
 SUITES: dict[str, Suite] = {
     "stages": Suite(
         "what each stage of the method adds",
-        ("input", "bicubic", "swinir", "without-residual", "without-sampler", FULL),
-        (("swinir", "bicubic"), (FULL, "swinir"), (FULL, "without-residual"), (FULL, "without-sampler")),
+        ("input", "bicubic", "swinir", *_RESIDUAL, "without-sampler", FULL),
+        (("swinir", "bicubic"), *((FULL, other) for other in ("swinir", *_RESIDUAL, "without-sampler"))),
     ),
     "paper": Suite(
         "table 1 and figures 7 to 9: other methods, and this one without its parts",
@@ -47,7 +50,7 @@ SUITES: dict[str, Suite] = {
     ),
     "structure": Suite(
         "keypoints, body parts and identity, found in clean, degraded and restored pictures",
-        ("original", "bicubic", "swinir", FULL),
+        ("original", "bicubic", "swinir", *_RESIDUAL, FULL),
         structure=True,
     ),
 }

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from diffbody_ref.models.devices import cuda_is_usable
 
 KINDS = ("auto", "xformers", "sdpa")
 
 
 def xformers_available() -> bool:
     """Whether `memory_efficient_attention` can run: it needs the package and a CUDA device (it has no CPU operator)."""
-    return torch.cuda.is_available() and importlib.util.find_spec("xformers") is not None
+    return cuda_is_usable() and importlib.util.find_spec("xformers") is not None
 
 
 def choose_attention(kind: str = "auto") -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, ModelMixin, UNet2DConditionModel  # noqa: F401  # see models.parts
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 

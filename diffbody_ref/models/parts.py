@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from diffusers import ModelMixin  # noqa: F401  # DiffusionPipeline.from_pretrained looks for it beside the class
 from torch import Tensor, nn
 
 from diffbody_ref.models.backbones import HRNet, ResNet

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffbody_ref.ops.builtin import NANO_FOLDER
+from diffbody_ref.ops.prompts import PromptTokenizer
 
 TOKENIZER_FOLDER = NANO_FOLDER / "tokenizer"
 
@@ -42,18 +44,33 @@ def build_text_encoder(preset: str) -> CLIPTextModel:
 
 
 def build_tokenizer(preset: str = "nano") -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer, from the vocabulary in this package; prompts are cut or padded to 77 ids."""
+    """CLIP's byte-pair tokenizer, from the vocabulary in this package."""
     return CLIPTokenizer.from_pretrained(TOKENIZER_FOLDER, pad_token=PAD_TOKENS[preset])
 
 
+def prompt_tokenizer(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> PromptTokenizer:
+    """What splits prompts into chunks for a text encoder."""
+    length = text_encoder.config.max_position_embeddings
+    return PromptTokenizer(tokenizer.backend_tokenizer, length, tokenizer.pad_token_id)
+
+
 @torch.no_grad()
-def encode_prompt(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> Tensor:
-    """The text embeddings c of eq. 4, (B, 77, D); prompts are cut or padded to the model's length."""
-    tokens = tokenizer(
-        list(prompts),
-        padding="max_length",
-        truncation=True,
-        max_length=text_encoder.config.max_position_embeddings,
-        return_tensors="pt",
-    )
-    return text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state
+def encode_prompt(
+    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str], chunks: int = 1
+) -> Tensor:
+    """The text embeddings c of eq. 4, (B, 77·n, D), of n chunks that follow one another; see `ops.prompts`.
+
+    Args:
+        tokenizer: of the pipeline.
+        text_encoder: of the pipeline.
+        prompts: B of them.
+        chunks: n is as many as the longest of the prompts needs, but at least this.
+
+    Raises:
+        ValueError: a prompt that is no text.
+    """
+    split = prompt_tokenizer(tokenizer, text_encoder)
+    chunks = max([chunks, *(len(split(prompt).ids) for prompt in prompts)])
+    ids = np.concatenate([split(prompt, chunks).ids for prompt in prompts])
+    text = text_encoder(torch.from_numpy(ids).to(text_encoder.device)).last_hidden_state
+    return text.reshape(len(prompts), -1, text.shape[2])

@@ -23,7 +23,7 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is False.
-        OSError: its folder is missing, not writable or full.
+        OSError: its folder is missing, not writable or full; its filename is `path`.
     """
     # A name of its own, and not one made from the file's: that may be as long as names can be.
     temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}"
@@ -35,6 +35,10 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
             temporary.replace(path)
         else:
             _move_without_replacing(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # a full disk names no file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ class Geometry:
         multiple: sides of working pictures are multiples of it, so that the latent grid halves cleanly down the U-Net.
         factor: pixels per latent cell along a side.
         latent_channels: of the latents.
-        text_length: token ids that a prompt is cut or padded to.
+        text_length: token ids of one chunk of a prompt, with its frame and padding.
         detector_size: side in pixels of the detector's square input.
         pose_height: of the pose network's crops, in pixels.
         pose_width: see `pose_height`.

@@ -1,7 +1,7 @@
 """Pictures: reading, writing and resizing, with Pillow and numpy only.
 
-A picture is float32 (H, W, 3), RGB in [0, 1]. Whatever is wrong with a file or with a request is an `ImageError`
-of one line that names the file.
+A picture is float32 (H, W, 3), sRGB in [0, 1]. Whatever is wrong with a file or with a request is an `ImageError` of
+one line that names the file. What a file loses on the way is a notice, one sentence each.
 """
 
 from __future__ import annotations
@@ -9,28 +9,21 @@ from __future__ import annotations
 import io
 import math
 import os
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from diffbody_ref.ops.files import write_whole
-
-Decoded = TypeVar("Decoded")
+from diffbody_ref.ops.formats import OUTPUT_SUFFIXES, ImageError, output_format
+from diffbody_ref.ops.metadata import NO_METADATA, Metadata, read_metadata, save_options
+from diffbody_ref.ops.opening import MAX_PIXELS, has_more_pictures, open_image
+from diffbody_ref.ops.profiles import DEEP_MODES, read_grey, to_srgb
 
 MIN_SIDE = 16
-MAX_PIXELS = 100_000_000
 
-_FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
-_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
-    "PNG": {},
-    "JPEG": {"quality": 95, "subsampling": 0},
-    "WEBP": {"quality": 95, "exact": True},
-}
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "area": Image.Resampling.BOX,
@@ -38,11 +31,6 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-
-
-class ImageError(ValueError):
-    """A picture cannot be read, written or resized; the message is one clear line."""
 
 
 class ImageExistsError(ImageError, FileExistsError):
@@ -54,12 +42,16 @@ class Picture:
     """A decoded picture.
 
     Attributes:
-        pixels: float32 (H, W, 3), RGB in [0, 1], upright (EXIF orientation applied), not multiplied by alpha.
+        pixels: float32 (H, W, 3), sRGB in [0, 1], upright (EXIF orientation applied), not multiplied by alpha.
         alpha: float32 (H, W) in [0, 1], 1 is opaque; None where the file has no transparency.
+        metadata: what the file says besides, to be written with the result.
+        notices: what of the file was left out or converted, a sentence each.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
+    metadata: Metadata = NO_METADATA
+    notices: tuple[str, ...] = ()
 
 
 ImageInput = Image.Image | np.ndarray | Picture | str | os.PathLike[str]
@@ -84,9 +76,9 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Pi
 
 
 def decode_image(data: bytes | BinaryIO, name: str = "picture", max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decode a picture in any format Pillow knows; of an animation, the first frame.
+    """Decode a picture of any of `ops.formats.READ_FORMATS`; of several frames or pages, the first.
 
-    What the pixels become is told at `picture_from_image`. 16-bit colour comes as 8 bits (Pillow decodes it so).
+    What the pixels become is told at `picture_from_image`.
 
     Args:
         data: the file's bytes, or a seekable binary stream.
@@ -96,47 +88,47 @@ def decode_image(data: bytes | BinaryIO, name: str = "picture", max_pixels: int 
     Raises:
         ImageError: not a picture, truncated, corrupt, of an unsupported colour mode, smaller than 16×16, too large.
     """
-    return _decode(data, name, max_pixels, picture_from_image)
+    with open_image(data, name, max_pixels) as image:
+        return picture_from_image(image, name)
 
 
 def decode_levels(data: bytes | BinaryIO, name: str = "picture", max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode a picture as uint8 (H, W, 3), RGB, upright, in a third of the memory that `decode_image` takes.
+    """Decode a picture as uint8 (H, W, 3), sRGB, upright, in a third of the memory that `decode_image` takes.
 
     What is transparent lies over white. Arguments and errors as those of `decode_image`.
     """
-    return _decode(data, name, max_pixels, _levels_from_image)
+    with open_image(data, name, max_pixels) as image:
+        _check_side(image, name)
+        image.load()
+        read_metadata(image)  # it removes broken EXIF, which would make the orientation an error
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode in DEEP_MODES:
+            return np.rint(read_grey(image)[0] * np.float32(255)).astype(np.uint8)[:, :, None].repeat(3, axis=2)
+        colours, _ = to_srgb(image)
+        if colours.mode == "RGBA":
+            white = Image.new("RGBA", colours.size, "white")
+            white.alpha_composite(colours)
+            colours = white.convert("RGB")
+        return np.asarray(colours)
 
 
-def _decode(
-    data: bytes | BinaryIO, name: str, max_pixels: int, convert: Callable[[Image.Image, str], Decoded]
-) -> Decoded:
-    stream = io.BytesIO(data) if isinstance(data, bytes | bytearray | memoryview) else data
-    # Decoders raise all sorts of exceptions on broken files; to the user they are one case.
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns from 89 million pixels on; the limit here is max_pixels.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(stream)
-        with image:
-            if image.width * image.height > max_pixels:
-                size = f"{image.width}x{image.height}"
-                raise ImageError(f"{name}: too large: {size}, at most {max_pixels:,} pixels are read")
-            return convert(image, name)
-    except ImageError:
-        raise
-    except Image.DecompressionBombError:  # Pillow's own limit, 179 million pixels
-        raise ImageError(f"{name}: too large: more than {max_pixels:,} pixels") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: not a picture, or of an unknown format") from None
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{name}: truncated, corrupt or unsupported: {reason}") from error
+def decode_labels(data: bytes | BinaryIO, name: str = "labels", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a map of labels, a grey or palette picture: its values as they are, uint8 (H, W).
+
+    Raises:
+        ImageError: as `decode_image`, or the picture is in colours.
+    """
+    with open_image(data, name, max_pixels) as image:
+        if image.mode not in ("L", "P"):
+            raise ImageError(f"{name}: labels are a grey or palette picture of 8 bits, not of the mode {image.mode}")
+        return np.asarray(image)
 
 
 def picture_from_image(image: Image.Image, name: str = "picture") -> Picture:
-    """A Pillow image as a picture: upright, grey, palette and CMYK turned to RGB; colour profiles are not applied.
+    """A Pillow image as a picture: upright, in sRGB by its colour profile; grey, palette, CMYK and LAB turned to RGB.
 
-    Modes of more than 8 bits: "I;16" and "I" are grey in 0..65535, "F" is grey in 0..1.
+    Grey of more than 8 bits: "I;16" is in 0..65535, "I" in that or the smallest usual range that holds its values, "F"
+    in 0..1 or the smallest one. Colours of more than 8 bits a channel come as 8 bits (Pillow decodes them so).
 
     Raises:
         ImageError: smaller than 16×16.
@@ -144,26 +136,41 @@ def picture_from_image(image: Image.Image, name: str = "picture") -> Picture:
         OSError: the image was opened but not loaded yet, and its file turns out to be broken.
     """
     _check_side(image, name)
-    image = ImageOps.exif_transpose(image)
-    if image.mode in _SIXTEEN_BIT_MODES or image.mode == "F":
-        scale = 1.0 if image.mode == "F" else 65535.0
-        grey = np.clip(np.nan_to_num(np.asarray(image, dtype=np.float32)) / np.float32(scale), 0.0, 1.0)
-        return Picture(np.repeat(grey[:, :, None], 3, axis=2))
-    transparent = image.has_transparency_data
-    values = np.asarray(image.convert("RGBA" if transparent else "RGB"), dtype=np.float32) / np.float32(255)
-    return Picture(values[:, :, :3].copy(), values[:, :, 3].copy()) if transparent else Picture(values)
+    notices = _lost_in_decoding(image)
+    image.load()
+    metadata, lost = read_metadata(image)
+    upright = ImageOps.exif_transpose(image)
+    alpha = None
+    if upright.mode in DEEP_MODES:
+        grey, converted = read_grey(upright)
+        pixels = np.repeat(grey[:, :, None], 3, axis=2)
+    else:
+        colours, converted = to_srgb(upright)
+        values = np.asarray(colours, dtype=np.float32) / np.float32(255)
+        pixels = values if colours.mode == "RGB" else values[:, :, :3].copy()
+        alpha = None if colours.mode == "RGB" else values[:, :, 3].copy()
+    return Picture(pixels, alpha, metadata, (*notices, *converted, *lost))
 
 
-def _levels_from_image(image: Image.Image, name: str) -> np.ndarray:
-    if image.mode in _SIXTEEN_BIT_MODES or image.mode == "F":
-        return np.rint(picture_from_image(image, name).pixels * np.float32(255)).astype(np.uint8)
-    _check_side(image, name)
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        image = white
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+def _lost_in_decoding(image: Image.Image) -> list[str]:
+    """What decoding an opened file leaves out, a sentence each. Asked before it is decoded."""
+    notices = []
+    if has_more_pictures(image):
+        # To count those of a GIF or a TIFF, the whole file must be read.
+        count = f" of {image.n_frames}" if image.format not in ("GIF", "TIFF") else ""  # type: ignore[attr-defined]
+        notices.append(f"the file holds several frames or pages: the first{count} is taken")
+    if image.mode not in DEEP_MODES and _is_deep(image):
+        notices.append("colours of more than 8 bits a channel: read with 8")
+    return notices
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an opened file, not decoded yet, has more than 8 bits a channel."""
+    for tile in getattr(image, "tile", []):
+        layout, *numbers = (tile.args,) if isinstance(tile.args, str) else tile.args or ("",)
+        if ";16" in str(layout) or (tile.codec_name.startswith("ppm") and numbers[0] > 255):
+            return True
+    return image.info.get("bit_depth", 8) > 8  # which pillow-heif tells
 
 
 def _check_side(image: Image.Image, name: str) -> None:
@@ -212,60 +219,102 @@ def to_image(pixels: np.ndarray, alpha: np.ndarray | None = None) -> Image.Image
     return Image.fromarray(np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8))
 
 
-def encode_image(pixels: np.ndarray, alpha: np.ndarray | None = None, format: str = "png") -> bytes:
-    """Encode a picture with 8 bits a channel.
+def encode_image(
+    pixels: np.ndarray,
+    alpha: np.ndarray | None = None,
+    format: str = "png",
+    *,
+    quality: int | None = None,
+    metadata: Metadata | None = None,
+) -> bytes:
+    """Encode a picture with 8 bits a channel, tagged as sRGB.
 
     Args:
         pixels: float (H, W, 3); clipped to [0, 1].
         alpha: float (H, W) or None. JPEG holds no alpha: there the picture is laid over white.
-        format: "png", "jpg" (quality 95, 4:4:4) or "webp" (quality 95).
+        format: a name or suffix of `ops.formats.OUTPUT_FORMATS`: "png", "jpg", "webp", "avif" or "tiff".
+        quality: 1 to 100; None is the format's own. A lossless format has none.
+        metadata: to be written into the file, as far as it holds it (see `lost_in_encoding`); None is nothing.
 
     Raises:
-        ImageError: an unknown format, a wrong shape, values that are not finite, or a size the format cannot hold.
+        ImageError: an unknown format or quality, a wrong shape, values that are not finite, or a size the format cannot
+            hold.
     """
-    name = _FORMATS.get(format.lower().lstrip("."))
-    if name is None:
-        raise ImageError(f"unknown picture format {format!r}, supported are {', '.join(_FORMATS)}")
+    target = output_format(format)
+    if quality is not None and target.quality is None:
+        raise ImageError(f"{target.name} is lossless: it has no quality")
+    if quality is not None and not 1 <= quality <= 100:
+        raise ImageError(f"quality must be from 1 to 100, got {quality}")
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ImageError(f"pixels must be of shape (H, W, 3), got {pixels.shape}")
     if alpha is not None and alpha.shape != pixels.shape[:2]:
         raise ImageError(f"alpha must be of shape {pixels.shape[:2]}, got {alpha.shape}")
-    if alpha is not None and name == "JPEG":
+    if alpha is not None and not target.alpha:
         opacity = np.clip(alpha, 0.0, 1.0)[:, :, None]
         pixels, alpha = np.clip(pixels, 0.0, 1.0) * opacity + (1.0 - opacity), None
     image = to_image(pixels, alpha)
+    options: dict[str, Any] = {
+        **target.options,
+        **save_options(metadata or NO_METADATA, image.height, image.width, target),
+    }
+    if target.quality is not None:
+        options["quality"] = quality or target.quality
     buffer = io.BytesIO()
     try:
-        image.save(buffer, format=name, **_SAVE_OPTIONS[name])
-    except (OSError, ValueError) as error:
-        raise ImageError(f"cannot encode {image.width}x{image.height} as {name}: {error}") from error
+        image.save(buffer, format=target.name, **options)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:  # KeyError: this Pillow lacks the format
+        raise ImageError(f"cannot encode {image.width}x{image.height} as {target.name}: {error}") from error
     return buffer.getvalue()
 
 
+def lost_in_encoding(format: str, alpha: np.ndarray | None = None, metadata: Metadata | None = None) -> list[str]:
+    """What `encode_image` leaves out or changes of a picture in this format, a sentence each.
+
+    Raises:
+        ImageError: an unknown format.
+    """
+    target = output_format(format)
+    notices = [f"{target.name} holds no transparency: laid over white"] * (alpha is not None and not target.alpha)
+    metadata = metadata or NO_METADATA
+    for name, size in (("EXIF", len(metadata.exif)), ("XMP", len(metadata.xmp))):
+        if size > target.most_metadata:
+            notices.append(f"{target.name} holds no {name} of {size:,} bytes: left out")
+    return notices
+
+
 def write_image(
-    path: str | os.PathLike[str], pixels: np.ndarray, alpha: np.ndarray | None = None, overwrite: bool = False
-) -> None:
+    path: str | os.PathLike[str],
+    pixels: np.ndarray,
+    alpha: np.ndarray | None = None,
+    overwrite: bool = False,
+    *,
+    quality: int | None = None,
+    metadata: Metadata | None = None,
+) -> list[str]:
     """Write a picture file, whole or not at all; the format follows from the suffix (see `encode_image`).
+
+    Returns:
+        What the file does not hold, a sentence each.
 
     Raises:
         ImageExistsError: the file exists and `overwrite` is not set.
         ImageError: an unknown suffix, a folder that is missing or not writable, a picture that cannot be encoded.
     """
     path = Path(path)
-    if path.suffix.lower().lstrip(".") not in _FORMATS:
-        suffixes = ", ".join(f".{suffix}" for suffix in _FORMATS)
-        raise ImageError(f"{path}: unknown suffix {path.suffix!r}, supported are {suffixes}")
+    if path.suffix.lower() not in OUTPUT_SUFFIXES:
+        raise ImageError(f"{path}: unknown suffix {path.suffix!r}, supported are {', '.join(OUTPUT_SUFFIXES)}")
     if path.is_dir():
         raise ImageError(f"{path}: is a folder")
     if path.exists() and not overwrite:
         raise ImageExistsError(f"{path}: exists; allow overwriting or choose another name")
-    data = encode_image(pixels, alpha, path.suffix)
+    data = encode_image(pixels, alpha, path.suffix, quality=quality, metadata=metadata)
     try:
         write_whole(path, data, overwrite=overwrite)
     except FileExistsError:
         raise ImageExistsError(f"{path}: exists; allow overwriting or choose another name") from None
     except OSError as error:
         raise ImageError(f"{path}: cannot be written: {error.strerror or error}") from None
+    return lost_in_encoding(path.suffix, alpha, metadata)
 
 
 def resize(pixels: np.ndarray, height: int, width: int, method: str = "bicubic") -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,10 @@ from diffbody_ref.ops.samplers import NUM_TRAIN_TIMESTEPS, check_sampler, steps_
 
 MAX_UPSCALE = 16.0
 MIN_TILE_SIZE = 128  # pixels
+# Pictures saturate far below it: Stable Diffusion's users stay below 30, and ε_θ overflows half precision beyond.
+MAX_GUIDANCE_SCALE = 100.0
+# Ten thousand times nano's. Beyond, one step moves z̃_0 by more than its whole range, whatever the gradient.
+MAX_BODY_GUIDANCE_SCALE = 1e6
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class ModelSettings:
         body_guidance_scale: see `RestoreOptions`.
         strength: see `RestoreOptions`.
         use_residual: see `RestoreOptions`.
+        sampler: see `RestoreOptions`.
     """
 
     base_height: int = 1024
@@ -36,11 +40,16 @@ class ModelSettings:
     body_guidance_scale: float = 0.1
     strength: float = 1.0
     use_residual: bool = False
+    sampler: str = "ddpm"
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> ModelSettings:
         """The settings among other values, such as those of a pipeline's configuration."""
         return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
+
+    def of_pipeline(self) -> dict[str, Any]:
+        """What a pipeline's configuration holds: all but the sampler, which its scheduler says."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "sampler"}
 
     def options(self, **asked: Any) -> RestoreOptions:
         """The options of a call: what was not asked for (None) is the model's value, or else the class's.
@@ -88,8 +97,8 @@ class RestoreOptions:
 
     Attributes:
         num_inference_steps: denoising steps, 1..1000.
-        guidance_scale: scale of classifier-free guidance, from 0; 1 is off (one denoiser pass a step instead of two).
-        body_guidance_scale: s of eq. 6's step z̃_0 ← z̃_0 − s·∇L, from 0; 0 is off.
+        guidance_scale: scale of classifier-free guidance, 0 to 100; 1 is off (one denoiser pass a step instead of two).
+        body_guidance_scale: s of eq. 6's step z̃_0 ← z̃_0 − s·∇L, 0 to 1,000,000; 0 is off.
         body_guidance_start: body guidance is active at timesteps t with body_guidance_stop < t < body_guidance_start
             (DiffBIR's convention); the defaults cover every timestep.
         body_guidance_stop: see `body_guidance_start`.
@@ -116,7 +125,7 @@ class RestoreOptions:
     body_guidance_stop: int = -1
     body_guidance_every: int = 1
     strength: float = ModelSettings.strength
-    sampler: str = "ddpm"
+    sampler: str = ModelSettings.sampler
     colour_fix: str = "wavelet"
     use_residual: bool = ModelSettings.use_residual
     upscale: float | None = None
@@ -128,10 +137,10 @@ class RestoreOptions:
     def __post_init__(self) -> None:
         steps_to_run(self.num_inference_steps, self.strength)
         check_sampler(self.sampler)
-        for name in ("guidance_scale", "body_guidance_scale"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a number of at least 0, got {value}")
+        scales = {"guidance_scale": MAX_GUIDANCE_SCALE, "body_guidance_scale": MAX_BODY_GUIDANCE_SCALE}
+        for name, most in scales.items():
+            if not 0 <= (value := getattr(self, name)) <= most:
+                raise ValueError(f"{name} must be in 0..{most:,.0f}, got {value}")
         if self.colour_fix not in COLOUR_METHODS:
             raise ValueError(f"unknown colour_fix {self.colour_fix!r}, choose one of {', '.join(COLOUR_METHODS)}")
         if self.upscale is not None and not 0 < self.upscale <= MAX_UPSCALE:

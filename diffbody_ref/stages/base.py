@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from diffbody_ref.ops.geometry import Geometry
 from diffbody_ref.ops.options import ModelSettings
+from diffbody_ref.ops.prompts import MAX_CHUNKS
 from diffbody_ref.ops.tensors import SizeRange, TensorSpec
 
-BATCH = SizeRange(1, 1, 8)
+BATCH = SizeRange(1, 1, 8)  # a prompt's chunks are a batch, too
 PEOPLE = SizeRange(1, 1, 16)
+CHUNKS = SizeRange(1, 1, MAX_CHUNKS)
 
 # Units of the last place are 2⁻²⁴, 2⁻¹¹ and 2⁻⁸; what a deep network makes of one is some ten times as much, and
 # float32 has more in reserve.

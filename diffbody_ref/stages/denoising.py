@@ -11,7 +11,7 @@ from diffbody_ref.ops.geometry import Geometry
 from diffbody_ref.ops.options import ModelSettings
 from diffbody_ref.ops.samplers import NUM_TRAIN_TIMESTEPS
 from diffbody_ref.ops.tensors import TensorSpec
-from diffbody_ref.stages.base import BATCH, Signature, Stage, as_weights, grid_sizes, latents_shape, normal
+from diffbody_ref.stages.base import BATCH, CHUNKS, Signature, Stage, as_weights, grid_sizes, latents_shape, normal
 
 
 class TextEncoder(Stage):
@@ -52,7 +52,7 @@ class Denoiser(Stage):
     def signature(self, geometry: Geometry, settings: ModelSettings) -> Signature:
         latents = latents_shape(geometry)
         condition = (latents[0], self.control.controlnet_cond_embedding.in_channels, *latents[2:])
-        text = ("batch", geometry.text_length, self.unet.config.cross_attention_dim)
+        text = ("batch", f"{geometry.text_length}*chunks", self.unet.config.cross_attention_dim)
         return Signature(
             (
                 TensorSpec("latents", "float32", latents),
@@ -61,7 +61,7 @@ class Denoiser(Stage):
                 TensorSpec("condition", "float32", condition),
             ),
             (TensorSpec("noise", "float32", latents),),
-            grid_sizes(geometry, settings),
+            {**grid_sizes(geometry, settings), "chunks": CHUNKS},
             {
                 "latents": normal,
                 "timesteps": lambda rng, shape: rng.integers(0, NUM_TRAIN_TIMESTEPS, shape),

@@ -5,20 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
-from diffbody_ref.training.loaders import loader_options
 from diffbody_ref.training.stages.base import TrainingStage
-
-
-class _Items(Dataset):
-    """`TrainingStage.item` as a torch dataset over (index, serial) pairs."""
-
-    def __init__(self, stage: TrainingStage) -> None:
-        self.stage = stage
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
-        return self.stage.item(*key)
 
 
 class OrderedBatches(Sampler):
@@ -52,8 +41,3 @@ class OrderedBatches(Sampler):
                     order = self.stage.order(epoch)
                 batch.append((int(order[serial % epoch_size]), serial))
             yield batch
-
-
-def item_loader(stage: TrainingStage, batches: Sampler, workers: int) -> DataLoader:
-    """A loader of the stage's items in these batches, prepared by worker processes of one thread each."""
-    return DataLoader(_Items(stage), batch_sampler=batches, **loader_options(workers))

@@ -192,10 +192,22 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
     """Convert a TOML value to a field's type: tables to dataclasses, arrays to tuples, integers to floats."""
     if dataclasses.is_dataclass(hint):
         return _build(hint, value)  # type: ignore[arg-type]
-    if getattr(hint, "__origin__", None) is tuple and isinstance(value, list):
-        return tuple(value)
+    if getattr(hint, "__origin__", None) is tuple:
+        return _convert_array(name, hint, value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and type(value) is not hint:
-        raise ValueError(f"{name} is {value!r}; it must be of type {hint.__name__}")
+        raise ValueError(f"{name} is {str(value)[:60]!r}; it must be of type {hint.__name__}")
     return value
+
+
+def _convert_array(name: str, hint: Any, value: Any) -> tuple[Any, ...]:
+    """Convert a TOML array to a tuple of the hint's types."""
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is {str(value)[:60]!r}; it must be an array in square brackets")
+    kinds = hint.__args__
+    if Ellipsis in kinds:
+        kinds = kinds[:1] * len(value)
+    if len(value) != len(kinds):
+        raise ValueError(f"{name} has {len(value)} values; it must have {len(kinds)}")
+    return tuple(_convert(name, kind, item) for kind, item in zip(kinds, value, strict=True))

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
-from torch.utils.data import DataLoader, Dataset
 
 from diffbody_ref.ops.files import whole_file, write_whole
-from diffbody_ref.training.loaders import loader_options
+from diffbody_ref.ops.progress import Progress, silent
+from diffbody_ref.training.disk import writing
+from diffbody_ref.training.loaders import Arrays, load_batches
 
 SHARD = 64  # rows per shard
-Arrays = dict[str, np.ndarray]
 
 
 class EncodedRows:
@@ -64,7 +63,7 @@ class EncodedRows:
         for index, row in enumerate(rows):
             for name, value in row.items():
                 table[index][name] = value
-        with whole_file(self.path(shard)) as temporary:
+        with writing(self.path(shard)), whole_file(self.path(shard)) as temporary:
             np.save(temporary, table)
 
     def read(self, row: int) -> Arrays:
@@ -76,16 +75,6 @@ class EncodedRows:
         return {name: record[name].astype(np.float32) for name in record.dtype.names}
 
 
-class _Inputs(Dataset):
-    """The inputs of the encoders as a torch dataset over row numbers."""
-
-    def __init__(self, read: Callable[[int], Arrays]) -> None:
-        self.read = read
-
-    def __getitem__(self, row: int) -> Arrays:
-        return self.read(row)
-
-
 def encode_missing(
     store: EncodedRows,
     read: Callable[[int], Arrays],
@@ -94,6 +83,7 @@ def encode_missing(
     batch_size: int,
     workers: int,
     description: str,
+    progress: Progress = silent,
 ) -> None:
     """Encode the missing shards of a store. Each process encodes its share, and returns when all shards are written.
 
@@ -104,7 +94,8 @@ def encode_missing(
         accelerator: the accelerator of the run (`accelerate.Accelerator`).
         batch_size: largest number of rows per batch. The batches of a shard do not depend on who encodes it.
         workers: number of worker processes.
-        description: text of the progress bar.
+        description: what the progress is called with, beside the rows done and this process's rows.
+        progress: shows the progress; used by the main process only.
     """
     accelerator.wait_for_everyone()  # all processes list the missing shards before the first one writes
     missing = store.missing()
@@ -116,26 +107,48 @@ def encode_missing(
         for first in range(0, len(store.rows_of(shard)), batch_size)
     ]
     if batches:
-        loader = DataLoader(_Inputs(read), batch_sampler=batches, **loader_options(workers))
         shards, rows = iter(own_shards), list[Arrays]()
         shard = next(shards)
-        for batch in track(loader, description=description, disable=not accelerator.is_main_process):
+        done, total = 0, sum(map(len, batches))
+        for numbers, batch in zip(batches, load_batches(read, batches, workers), strict=True):
             rows += encode({name: value.to(accelerator.device) for name, value in batch.items()})
+            done += len(numbers)
+            if accelerator.is_main_process:
+                progress(done, total, description)
             if len(rows) == len(store.rows_of(shard)):
                 store.write(shard, rows)
                 shard, rows = next(shards, -1), []
     accelerator.wait_for_everyone()
 
 
-def files_checksum(folders: list[Path]) -> str:
-    """SHA-256 of the weights in component folders."""
+def networks_checksum(pipeline: Path, names: Sequence[str]) -> str:
+    """SHA-256 of components in a pipeline folder: their weights, and their configurations without where they are from.
+
+    A component that the folder does not hold counts as nothing.
+    """
     total = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+    for name in names:
+        for path in sorted(path for kind in ("*.safetensors", "*.json") for path in (pipeline / name).glob(kind)):
+            total.update(f"{name}/{path.name} ".encode())
+            total.update(_weights_digest(path) if path.suffix == ".safetensors" else _configuration_digest(path))
     return total.hexdigest()
 
 
-def text_checksum(lines: list[str]) -> str:
-    """SHA-256 of a list of strings."""
-    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+def _weights_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _configuration_digest(path: Path) -> bytes:
+    """Without the keys that begin with "_": the library's version, and the folder that the component was loaded from.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if isinstance(values, dict):
+        values = {name: value for name, value in values.items() if not name.startswith("_")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()

@@ -13,16 +13,18 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffbody_ref.data.synthetic.dataset import synthesize
+from diffbody_ref.data.synthetic.dataset import check_set, synthesize
+from diffbody_ref.libraries import silence_libraries
 from diffbody_ref.ops.files import write_whole
 from diffbody_ref.ops.options import RestoreOptions
 from diffbody_ref.ops.progress import Progress
 from diffbody_ref.training.config import TrainConfig, load_config, read_toml
-from diffbody_ref.training.loop import FINISHED, is_finished, train
+from diffbody_ref.training.loop import TrainingResult, is_finished, train
 
 ORDER = ("swinir", "vae", "pose", "parts", "diffusion")
 
@@ -182,9 +184,9 @@ def train_everything(
         yield f"{people.out}: {name} set rendered"
     for config in stages:
         if not is_finished(config) and time.monotonic() < deadline:
-            # In a separate process, whose memory is free afterwards, on the GPU too.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                pool.submit(train, config, None, deadline).result()
+            result = train_apart(config, deadline, show)
+            for notice in result.notices:
+                yield f"{config.stage}: notice: {notice}"
         if not is_finished(config):
             yield f"{config.stage}: training continues with the next call"
             return
@@ -192,8 +194,37 @@ def train_everything(
     if time.monotonic() >= deadline:
         yield f"{plan.model}: will be released by the next call"
         return
-    yield f"{release_if_older(plan, stages)}: released"
+    yield f"{release_if_other(plan, stages)}: released"
     yield f"{measure(plan, show)}: evaluated"
+
+
+def train_apart(config: TrainConfig, deadline: float, show: Progress) -> TrainingResult:
+    """`train` in a process of its own, whose memory is free afterwards, on the GPU too."""
+    context = multiprocessing.get_context("spawn")
+    steps: Any = context.Queue()
+    with ProcessPoolExecutor(1, context, initializer=_use_queue, initargs=(steps,)) as pool:
+        future = pool.submit(_train_here, config, deadline)
+        future.add_done_callback(lambda _: steps.put(None))
+        for step in iter(steps.get, None):
+            show(*step)
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            raise MemoryError(f"{config.stage}: its process was killed, most likely because memory ran out") from None
+
+
+_steps: Any = None  # in the process of `train_apart`: where its progress goes
+
+
+def _use_queue(steps: Any) -> None:
+    global _steps
+    _steps = steps
+    _steps.cancel_join_thread()  # nobody reads what is left when the training is over
+
+
+def _train_here(config: TrainConfig, deadline: float) -> TrainingResult:
+    silence_libraries()
+    return train(config, deadline=deadline, progress=lambda *step: _steps.put(step))
 
 
 def render(config: RenderConfig, share: float, deadline: float, show: Progress) -> bool:
@@ -209,10 +240,11 @@ def render(config: RenderConfig, share: float, deadline: float, show: Progress) 
         Whether the set is complete; False if the deadline came first.
 
     Raises:
-        ValueError: nobody was rendered within the share.
+        ValueError: nobody was rendered within the share, or the folder holds another set.
     """
     out = Path(config.out)
     if (out / "metadata.jsonl").is_file():
+        check_set(out, config.seed, config.height, config.width, config.views, config.first_identity)
         return True
     spent_file = out / "seconds.json"  # time spent by earlier calls
     before = json.loads(spent_file.read_text()) if spent_file.is_file() else 0.0
@@ -257,20 +289,20 @@ def rendered_in_a_row(config: RenderConfig) -> int:
     return next(missing, config.identities)
 
 
-def release_if_older(plan: PlanConfig, stages: list[TrainConfig]) -> Path:
-    """Release the model unless it is newer than all trained stages, and return its folder."""
-    from diffbody_ref.training.release import release
+def release_if_other(plan: PlanConfig, stages: list[TrainConfig]) -> Path:
+    """Release the model unless it is made of these components already, and return its folder."""
+    from diffbody_ref.training.release import is_released, release
 
-    out, index = Path(plan.model), Path(plan.model) / "model_index.json"
-    trained = max((Path(stage.output) / FINISHED).stat().st_mtime for stage in stages)
-    if not index.is_file() or index.stat().st_mtime < trained:
-        release(Path(stages[0].pipeline), out, stages[0].preset)
+    components, out = Path(stages[0].pipeline), Path(plan.model)
+    if not is_released(components, out, stages[0].preset):
+        release(components, out, stages[0].preset)
     return out
 
 
 def measure(plan: PlanConfig, show: Progress) -> Path:
     """Evaluate the released model and return the path of the report; measured pictures are not measured again."""
-    from diffbody_ref.evaluation.run import EvaluateConfig, evaluate, weights_checksum
+    from diffbody_ref.evaluation.checksums import weights_checksum
+    from diffbody_ref.evaluation.run import EvaluateConfig, evaluate
     from diffbody_ref.evaluation.subjects import Subjects
     from diffbody_ref.loading import load_pipeline
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,22 +21,54 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast
 from diffusers.training_utils import EMAModel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from diffbody_ref.data import recipes
+from diffbody_ref.data.datasets import Content, PeopleFolder, content_checksum
 from diffbody_ref.ops.files import write_whole
-from diffbody_ref.training.batches import OrderedBatches, item_loader
-from diffbody_ref.training.checkpoints import RunState
+from diffbody_ref.ops.progress import Progress, silent
+from diffbody_ref.training.agreement import check_allowed, run_settings
+from diffbody_ref.training.batches import OrderedBatches
+from diffbody_ref.training.checkpoints import RunState, check_newest, newest_checkpoint
 from diffbody_ref.training.config import TrainConfig
+from diffbody_ref.training.encoded import networks_checksum
+from diffbody_ref.training.loaders import load_batches
 from diffbody_ref.training.muon import Muon, muon_groups
 from diffbody_ref.training.record import Record
-from diffbody_ref.training.stages import TrainingStage, build_stage
+from diffbody_ref.training.stages import TrainingStage, build_stage, stage_class
 
 MAX_WAIT = timedelta(hours=12)  # how long a process waits for the others to encode their share of the data
 TORCH_STREAM = 5  # tag of torch's seeds; the stages' random streams are [seed, epoch] and [seed, 1 or 2, ...]
 FINISHED = "finished.json"
 
 
-def train(config: TrainConfig, stop_after: int | None = None, deadline: float = math.inf) -> Path:
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a call of `train` leaves.
+
+    Attributes:
+        pipeline: the pipeline's folder.
+        trained: the components that the run writes there when it is finished.
+        step: number of completed steps.
+        finished: whether the components are written.
+        checkpoint: the newest checkpoint.
+        notices: what whoever uses the result should know.
+    """
+
+    pipeline: Path
+    trained: tuple[str, ...]
+    step: int
+    finished: bool
+    checkpoint: Path | None
+    notices: list[str] = field(default_factory=list)
+
+
+def train(
+    config: TrainConfig,
+    stop_after: int | None = None,
+    deadline: float = math.inf,
+    allowed: Collection[str] = (),
+    progress: Progress = silent,
+) -> TrainingResult:
     """Train one stage to its end, starting from its newest checkpoint if there is one.
 
     Args:
@@ -42,14 +76,16 @@ def train(config: TrainConfig, stop_after: int | None = None, deadline: float = 
         stop_after: stop at this step with a checkpoint, as if interrupted (the learning rate still follows
             `config.steps`).
         deadline: stop with a checkpoint at this time of `time.monotonic`.
-
-    Returns:
-        The pipeline folder; it contains the trained components once the run is finished.
+        allowed: names of settings that may differ from those of the checkpoint; see `training.agreement`.
+        progress: called with (completed steps, all steps, stage and loss), and before that about the data.
 
     Raises:
         FileNotFoundError: data or a required component is missing.
-        ValueError: configuration, data or a component is wrong, or the gradient is not finite.
+        OSError: a file cannot be read or written.
+        ValueError: configuration, data or a component is wrong, the checkpoint is from a run with other settings, or
+            the gradient is not finite.
     """
+    check_allowed(allowed)
     clock = _Clock(config.minutes, deadline)
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),  # without it, processes on a CPU do not find each other
@@ -65,81 +101,123 @@ def train(config: TrainConfig, stop_after: int | None = None, deadline: float = 
     main = accelerator.is_main_process
     torch.manual_seed(config.seed)
     stage = build_stage(config)
-    stage.prepare(accelerator)
-    state, model, optimizer = _set_up(config, stage, accelerator)
+    show = progress if main else silent
+    data = data_checksum(stage.contents(accelerator, show))
+    settings = run_settings(config, data, networks_checksum(Path(config.pipeline), stage.frozen))
+    check_newest(config, settings, allowed)
+    stage.prepare(accelerator, show)
+    state, model, optimizer = _set_up(config, stage, accelerator, settings, allowed)
     parameters = _trained_parameters(stage)
     clock.before = state.seconds
     record = Record(Path(config.output), state.step, config.tensorboard) if main else None
 
     position = (per_process, accelerator.process_index, accelerator.num_processes)
     start, end = state.step * config.batch_size, config.steps * config.batch_size
-    loader = item_loader(stage, OrderedBatches(stage, start, end, *position), config.workers)
+    batches = load_batches(stage.item, OrderedBatches(stage, start, end, *position), config.workers)
     last = config.steps if stop_after is None else min(stop_after, config.steps)
     spent, stopped = clock.read(accelerator)
-    with _progress_bar(disable=not main) as bar:
-        task = bar.add_task(config.stage, total=config.steps, completed=state.step, status="")
-        sums: dict[str, torch.Tensor] = {}
-        count = 0
-        for batch in loader if state.step < last and not stopped else ():
-            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-            rate = config.learning_rate * learning_rate_at(state.step, config, spent)
-            if count % config.accumulation == 0:
-                _seed_torch(config.seed, state.step, accelerator.process_index)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-            with accelerator.accumulate(model):
-                with accelerator.autocast():
-                    losses = model(batch)
-                accelerator.backward(losses["loss"])
-                if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-                    # fp16 overflows now and then; its scaler then skips the step.
-                    if state.scaler is None and not torch.isfinite(norm):
-                        raise ValueError(f"the gradient is not finite at step {state.step}; lower learning_rate {rate}")
-                optimizer.step()
-                optimizer.zero_grad()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.detach().float()
-            count += 1
-            if not accelerator.sync_gradients:
-                continue
-            if not accelerator.optimizer_step_was_skipped:
-                state.ema.step(parameters)
-            state.step += 1
-            spent, stopped = clock.read(accelerator)
-            state.seconds = clock.seconds
-            done = state.step == last or stopped
-            if state.step % config.log_every == 0 or done:
-                means = {name: float(accelerator.reduce(value, "mean")) / count for name, value in sums.items()}
-                bar.update(task, status=f"loss {means['loss']:.4f}")
-                if record:
-                    record.scalars(state.step, {**means, "learning_rate": rate})
-                sums, count = {}, 0
-            bar.update(task, completed=state.step)
-            if record and (state.step % config.sample_every == 0 or done):
-                with averaged(state.ema, parameters), torch.no_grad():
-                    record.picture(state.step, stage.preview(batch))
-            if main and (state.step % config.checkpoint_every == 0 or done):
-                state.save(config)
-            if done:
-                break
-    if main and (state.step == config.steps or spent >= 1.0):
+    sums: dict[str, torch.Tensor] = {}
+    count, at_work = 0, config.stage
+    show(state.step, config.steps, at_work)
+    for batch in batches if state.step < last and not stopped else ():
+        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+        rate = config.learning_rate * learning_rate_at(state.step, config, spent)
+        if count % config.accumulation == 0:
+            _seed_torch(config.seed, state.step, accelerator.process_index)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        with accelerator.accumulate(model):
+            with accelerator.autocast():
+                losses = model(batch)
+            accelerator.backward(losses["loss"])
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+                # fp16 overflows now and then; its scaler then skips the step.
+                if state.scaler is None and not torch.isfinite(norm):
+                    raise ValueError(f"the gradient is not finite at step {state.step}; lower learning_rate {rate}")
+            optimizer.step()
+            optimizer.zero_grad()
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.detach().float()
+        count += 1
+        if not accelerator.sync_gradients:
+            continue
+        if not accelerator.optimizer_step_was_skipped:
+            state.ema.step(parameters)
+        state.step += 1
+        spent, stopped = clock.read(accelerator)
+        state.seconds = clock.seconds
+        done = state.step == last or stopped
+        if state.step % config.log_every == 0 or done:
+            means = {name: float(accelerator.reduce(value, "mean")) / count for name, value in sums.items()}
+            at_work = f"{config.stage}, loss {means['loss']:.4f}"
+            if record:
+                record.scalars(state.step, {**means, "learning_rate": rate})
+            sums, count = {}, 0
+        show(state.step, config.steps, at_work)
+        if record and (state.step % config.sample_every == 0 or done):
+            with averaged(state.ema, parameters), torch.no_grad():
+                record.picture(state.step, stage.preview(batch))
+        if main and (state.step % config.checkpoint_every == 0 or done):
+            state.save(config)
+        if done:
+            break
+    finished = state.step == config.steps or spent >= 1.0
+    notices = [*stage.notices(), *_degradation_notices(config)]
+    if main and finished:
         with averaged(state.ema, parameters), torch.no_grad():
             stage.finish(Path(config.pipeline))
-        write_whole(Path(config.output) / FINISHED, json.dumps({"step": state.step, "seconds": state.seconds}) + "\n")
+        _record_end(config, state, stage)
     if record:
         record.close()
     accelerator.wait_for_everyone()
-    return Path(config.pipeline)
+    return TrainingResult(
+        Path(config.pipeline), stage.trained, state.step, finished, newest_checkpoint(config), notices
+    )
 
 
 def is_finished(config: TrainConfig) -> bool:
-    """Whether an earlier call completed the run's last step, or used up its minutes."""
+    """Whether an earlier call with the same settings, data and networks came to the run's last step or minute.
+
+    Raises:
+        ValueError: the run's mark is broken.
+    """
     marker = Path(config.output) / FINISHED
     if not marker.is_file():
         return False
-    done = json.loads(marker.read_text())
-    return done["step"] >= config.steps or 0 < config.minutes * 60 <= done["seconds"]
+    try:
+        done = json.loads(marker.read_text())
+        ended = done["step"] >= config.steps or 0 < config.minutes * 60 <= done["seconds"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{marker}: not the mark of a finished run: {error}; remove it to go on") from None
+    data = data_checksum(PeopleFolder(config.data).contents())
+    networks = networks_checksum(Path(config.pipeline), stage_class(config.stage).components(config)[1])
+    return ended and done.get("settings") == run_settings(config, data, networks)
+
+
+def _record_end(config: TrainConfig, state: RunState, stage: TrainingStage) -> None:
+    """Write that a run is finished, for the next call; and how the components were trained, for who uses them."""
+    done = {"step": state.step, "mixed": state.mixed}
+    ended = {**done, "seconds": state.seconds, "settings": state.settings}
+    write_whole(Path(config.output) / FINISHED, json.dumps(ended) + "\n")
+    trained = {"degradation": asdict(config.degradation), "size": stage.people.size, "structure": config.structure}
+    recipes.record_stage(Path(config.pipeline), config.stage, {**trained, **done})
+
+
+def _degradation_notices(config: TrainConfig) -> list[str]:
+    """A line if the diffusion learns to undo another degradation than the regression before it."""
+    stages = recipes.read_record(Path(config.pipeline)).get("stages", {})
+    if config.stage != "diffusion" or "swinir" not in stages:
+        return []
+    other = recipes.trained_degradation(Path(config.pipeline), ("swinir",))
+    assert other is not None
+    found = recipes.differences(config.degradation, other)
+    return [f"swinir was trained on other degradations than diffusion: {'; '.join(found)}"] if found else []
+
+
+def data_checksum(contents: Sequence[Content]) -> str:
+    """One checksum of all pictures and labels of a run."""
+    return content_checksum(value for content in contents for value in content)
 
 
 def micro_batch(config: TrainConfig, processes: int) -> int:
@@ -211,7 +289,13 @@ class _Clock:
         return spent, stop
 
 
-def _set_up(config: TrainConfig, stage: TrainingStage, accelerator: Accelerator) -> tuple[RunState, Any, Any]:
+def _set_up(
+    config: TrainConfig,
+    stage: TrainingStage,
+    accelerator: Accelerator,
+    settings: dict[str, Any],
+    allowed: Collection[str],
+) -> tuple[RunState, Any, Any]:
     """Prepare a run: its state from the newest checkpoint, the stage wrapped for the processes, the optimizer."""
     if config.gradient_checkpointing:
         stage.checkpoint_gradients()
@@ -230,8 +314,8 @@ def _set_up(config: TrainConfig, stage: TrainingStage, accelerator: Accelerator)
             module.compile()
     model, optimizer = accelerator.prepare(stage, optimizer)
     ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
-    state = RunState(stage, optimizer, ema, accelerator.scaler)
-    state.load_newest(config)
+    state = RunState(stage, optimizer, ema, accelerator.scaler, settings=settings)
+    state.load_newest(config, allowed)
     return state, model, optimizer
 
 
@@ -242,14 +326,3 @@ def _trained_parameters(stage: TrainingStage) -> list[torch.nn.Parameter]:
 def _seed_torch(seed: int, step: int, process: int) -> None:
     """Seed torch's generators, from which networks draw, for example for dropout."""
     torch.manual_seed(int(np.random.SeedSequence([seed, TORCH_STREAM, step, process]).generate_state(1)[0]))
-
-
-def _progress_bar(disable: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-        disable=disable,
-    )

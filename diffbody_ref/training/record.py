@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffbody_ref.ops.files import write_whole
+from diffbody_ref.ops.files import whole_file, write_whole
+from diffbody_ref.training.disk import writing
 
 
 class Record:
@@ -32,7 +33,8 @@ class Record:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log values by name, such as losses."""
-        with (self.output / "log.jsonl").open("a") as file:
+        path = self.output / "log.jsonl"
+        with writing(path), path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if self.writer is not None:
             for name, value in values.items():
@@ -42,7 +44,9 @@ class Record:
     def picture(self, step: int, picture: np.ndarray) -> None:
         """Write a sample picture, float32 (H, W, 3); values outside [0, 1] are clipped."""
         pixels = np.uint8(np.round(np.clip(picture, 0.0, 1.0) * 255.0))
-        Image.fromarray(pixels).save(self.output / "samples" / f"{step:07d}.png")
+        path = self.output / "samples" / f"{step:07d}.png"
+        with writing(path), whole_file(path) as temporary:
+            Image.fromarray(pixels).save(temporary, format="PNG")
         if self.writer is not None:
             self.writer.add_image("samples", pixels, step, dataformats="HWC")
 

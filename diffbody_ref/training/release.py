@@ -1,8 +1,12 @@
-"""From trained components to a pipeline folder that can be handed out: half precision, settings, a small tokenizer."""
+"""From trained components to a model folder that can be handed out: half precision, settings, a small tokenizer.
+
+The model's training.json says how its training pictures were degraded, which is how `diffbody evaluate` measures it,
+and of which components it was made.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +14,16 @@ from pathlib import Path
 import torch
 
 from diffbody_ref.components import COMPONENT_CLASSES, load_component, load_or_build_component
+from diffbody_ref.data import recipes
+from diffbody_ref.libraries import silence_libraries
 from diffbody_ref.models.text import TOKENIZER_FOLDER
 from diffbody_ref.ops.files import replace_folder
 from diffbody_ref.ops.options import check_preset
 from diffbody_ref.pipeline import DiffBodyPipeline
 from diffbody_ref.training.curves import plot_losses
+from diffbody_ref.training.disk import writing
+from diffbody_ref.training.encoded import networks_checksum
+from diffbody_ref.training.lora import FOLDER as LORA_FOLDER
 from diffbody_ref.training.lora import merge_lora
 
 UNTRAINED = ("tokenizer", "scheduler")
@@ -32,9 +41,12 @@ def release(components: Path, out: Path, preset: str, runs: Path | None = None) 
 
     Raises:
         FileNotFoundError: a trained component is missing.
+        OSError: the model cannot be written; the one in `out` is as it was.
         ValueError: unknown preset.
     """
-    settings = dataclasses.asdict(check_preset(preset))
+    silence_libraries()
+    check_complete(components)
+    settings = check_preset(preset).of_pipeline()
     parts = {
         name: load_or_build_component(components, name, preset)
         if name in UNTRAINED
@@ -45,18 +57,52 @@ def release(components: Path, out: Path, preset: str, runs: Path | None = None) 
     parts["unet"].half()
     fresh = out.with_name(f".{out.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    DiffBodyPipeline(**parts, **settings).save_pretrained(fresh)
-    for config in fresh.glob("*/config.json"):
-        _forget_origin(config)
-    # The vocabulary's two source files are a third of the size of the one file that transformers writes.
-    shutil.rmtree(fresh / "tokenizer")
-    shutil.copytree(TOKENIZER_FOLDER, fresh / "tokenizer")
-    if runs is not None:
-        plot_losses(runs, fresh / "losses.png")
-    if (out / MODEL_CARD).is_file():
-        shutil.copy2(out / MODEL_CARD, fresh / MODEL_CARD)
-    replace_folder(fresh, out)
+    try:
+        with writing(out):
+            DiffBodyPipeline(**parts, **settings).save_pretrained(fresh)
+            for config in fresh.glob("*/config.json"):
+                _forget_origin(config)
+            # The vocabulary's two source files are a third of the size of the one file that transformers writes.
+            shutil.rmtree(fresh / "tokenizer")
+            shutil.copytree(TOKENIZER_FOLDER, fresh / "tokenizer")
+            record = {**recipes.read_record(components), "components": _checksum(components, preset)}
+            recipes.write_record(fresh, {"stages": {}, **record})
+        if runs is not None:
+            plot_losses(runs, fresh / "losses.png")
+        if (out / MODEL_CARD).is_file():
+            shutil.copy2(out / MODEL_CARD, fresh / MODEL_CARD)
+        replace_folder(fresh, out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return out
+
+
+def is_released(components: Path, out: Path, preset: str) -> bool:
+    """Whether the model in `out` was made of these components, as they are now, and is complete."""
+    complete = (out / "model_index.json").is_file()
+    return complete and recipes.read_record(out).get("components") == _checksum(components, preset)
+
+
+def check_complete(components: Path) -> None:
+    """Check that a folder holds everything that a model is made of.
+
+    Raises:
+        FileNotFoundError: it does not; the message names all that is missing.
+    """
+    if lacking := missing(components):
+        raise FileNotFoundError(f"{components}: {', '.join(lacking)} not there yet; train or import first")
+
+
+def missing(components: Path) -> list[str]:
+    """The trained components that a pipeline's folder does not hold."""
+    return [name for name in COMPONENT_CLASSES if name not in UNTRAINED and not (components / name).is_dir()]
+
+
+def _checksum(components: Path, preset: str) -> str:
+    """A checksum of all that `release` reads."""
+    recipe = (components / recipes.RECORD).read_bytes() if (components / recipes.RECORD).is_file() else b""
+    networks = networks_checksum(components, (*COMPONENT_CLASSES, LORA_FOLDER))
+    return hashlib.sha256(f"{preset} {networks} ".encode() + recipe).hexdigest()
 
 
 def _forget_origin(config: Path) -> None:

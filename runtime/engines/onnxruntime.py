@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +31,21 @@ def best_device() -> str:
     return "cuda" if usable else "cpu"
 
 
+def check_cuda() -> None:
+    """
+    Raises:
+        ValueError: this ONNX Runtime has no CUDA, or there is no GPU; itself it warns, and computes on the CPU.
+    """
+    import onnxruntime
+
+    if PROVIDERS["cuda"] not in (there := onnxruntime.get_available_providers()):
+        raise ValueError(
+            f"device cuda: this ONNX Runtime has {', '.join(there)}; install onnxruntime-gpu, or choose the device cpu"
+        )
+    if compute_capability() is None:
+        raise ValueError("device cuda: there is no NVIDIA GPU with a driver here; choose the device cpu")
+
+
 class OnnxRuntimeEngine(Engine):
     """One ONNX graph in an inference session.
 
@@ -42,7 +58,7 @@ class OnnxRuntimeEngine(Engine):
             Whatever the graph and its optimisation depend on must be in the name. None: no cache.
 
     Raises:
-        RuntimeError: the device's provider could not be loaded; ONNX Runtime itself would fall back to the CPU in
+        ValueError: the device's provider could not be loaded; ONNX Runtime itself would fall back to the CPU in
             silence.
     """
 
@@ -63,6 +79,8 @@ class OnnxRuntimeEngine(Engine):
                     f"{bundle.folder}: has no {config.precision} graph of {stage}, only {', '.join(graphs)}; "
                     f"export it with --precision {config.precision}"
                 )
+        if config.device == "cuda":
+            check_cuda()
 
     @classmethod
     def open(cls, bundle: Bundle, stage: str, config: EngineConfig) -> Self:
@@ -140,11 +158,13 @@ class OnnxRuntimeEngine(Engine):
         import onnxruntime
 
         provider = PROVIDERS[self.device]
-        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=[provider])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a provider that is not there: the error below says more
+            session = onnxruntime.InferenceSession(os.fspath(path), options, providers=[provider])
         if provider not in session.get_providers():
-            raise RuntimeError(
+            raise ValueError(
                 f"ONNX Runtime cannot use {self.device}: it has {', '.join(onnxruntime.get_available_providers())} "
-                "and fell back; install onnxruntime-gpu with its CUDA libraries, or choose the CPU"
+                "and fell back; install onnxruntime-gpu with its CUDA libraries, or choose the device cpu"
             )
         return session
 

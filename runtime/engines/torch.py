@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -25,17 +26,26 @@ class TorchEngine(Engine):
         self.module, self.device = module, device
 
     @classmethod
+    def check(cls, bundle: Bundle, stages: Sequence[str], config: EngineConfig) -> None:
+        if config.device == "cuda":
+            from diffbody_ref.models.devices import cuda_is_usable
+
+            if not cuda_is_usable():
+                raise ValueError("device cuda: PyTorch finds no CUDA GPU here; choose the device cpu")
+
+    @classmethod
     def open(cls, bundle: Bundle, stage: str, config: EngineConfig) -> Self:
         """Load the stage's components from the bundle's folder, in the precision of the configuration."""
         import torch
 
         from diffbody_ref.components import load_component
         from diffbody_ref.models.attention import set_attention
+        from diffbody_ref.models.devices import cuda_is_usable
         from diffbody_ref.stages import STAGES, build_stage
 
         device = config.device
         if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = "cuda" if cuda_is_usable() else "cpu"
         dtype = getattr(torch, config.precision)
         components = {name: load_component(bundle.folder, name, dtype) for name in STAGES[stage].components}
         module = build_stage(stage, components).to(device)

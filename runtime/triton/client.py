@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import threading
 import time
 import uuid
@@ -18,13 +17,24 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from diffbody_ref.ops.images import Picture, decode_image
+from runtime.triton.addresses import parse
+from runtime.triton.client_errors import (
+    RESTRICTED,
+    AccessError,
+    ClientError,
+    DeadlineError,
+    InvalidRequestError,
+    UnavailableError,
+    UnreachableError,
+    as_client_error,
+)
 from runtime.triton.config import ClientConfig
+from runtime.triton.connection import Connection
 from runtime.triton.contract import (
     ANSWER,
     API_KEY_HEADER,
     CANCEL_MODEL,
     GRPC_HEADER_PREFIX,
-    GRPC_STATUS,
     IMAGE,
     MODEL,
     NUMPY,
@@ -38,11 +48,8 @@ from runtime.triton.contract import (
     STEP,
     STEPS,
     STREAM_MODEL,
-    TIME_IS_OVER,
-    WAS_CANCELLED,
     TritonTensor,
 )
-from runtime.triton.errors import split_code
 from runtime.triton.messages import RestorationReport
 
 T = TypeVar("T")
@@ -53,28 +60,8 @@ Image = bytes | Path | np.ndarray
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between tries; each pause is twice the last
 DEAD_SECONDS = 10.0  # how long a server that did not answer is left out, while there are others
 GRACE_SECONDS = 5.0  # beyond a deadline, in which the server may report it itself
-# gRPC's words for a connection that failed or broke; the server's own "unavailable" tells what it is busy with.
-BROKEN = ("connect", "socket closed", "connection reset", "recvmsg", "goaway", "end of tcp", "stream removed")
-
-
-class ClientError(RuntimeError):
-    """A restoration failed; the message is one line that names the server."""
-
-
-class InvalidRequestError(ClientError, ValueError):
-    """The server refuses the request as it is: its picture, or an option."""
-
-
-class UnavailableError(ClientError, ConnectionError):
-    """No server answered, or all were busy, at every try."""
-
-
-class DeadlineError(ClientError, TimeoutError):
-    """The answer did not come in time."""
-
-
-class AccessError(ClientError, PermissionError):
-    """The server asks for an API key, or for another one."""
+CLOSE_SECONDS = 5.0
+LEAVE_SECONDS = 1.0  # to ask for a cancellation, and again for the answer to what was cancelled
 
 
 @dataclass(frozen=True)
@@ -110,25 +97,6 @@ class Answer:
         return decode_image(self.image, "the server's answer")
 
 
-@dataclass
-class _Server:
-    """One server.
-
-    Attributes:
-        url: as it was given.
-        protocol: "grpc" or "http".
-        address: "host:port".
-        client: tritonclient's, once it is needed.
-        dead_until: on the monotonic clock; until then it is left out.
-    """
-
-    url: str
-    protocol: str
-    address: str
-    client: Any = None
-    dead_until: float = 0.0
-
-
 class AsyncClient:
     """Restores pictures on servers, for asyncio. An asynchronous context manager.
 
@@ -138,7 +106,7 @@ class AsyncClient:
 
     def __init__(self, config: ClientConfig | None = None) -> None:
         self.config = config or ClientConfig()
-        self.servers = [_parse(url) for url in self.config.urls]
+        self.servers = [Connection(parse(url)) for url in self.config.urls]
         self._next = 0
 
     async def __aenter__(self) -> Self:
@@ -148,8 +116,7 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for server in self.servers:
-            if server.client is not None:
-                await server.client.close()
+            await server.close()
 
     async def restore(
         self,
@@ -186,13 +153,8 @@ class AsyncClient:
             if left <= 0:
                 break
             try:
-                async with asyncio.timeout(left + GRACE_SECONDS):
-                    return await self._ask(server, tensors, request_id, left, on_progress)
-            except asyncio.CancelledError:
-                await self._cancel(server, request_id)
-                raise
+                return await self._ask_or_cancel(server, tensors, request_id, left, on_progress)
             except TimeoutError as error:
-                await self._cancel(server, request_id)
                 if isinstance(error, DeadlineError):
                     raise
                 break
@@ -239,7 +201,7 @@ class AsyncClient:
                     return True
         return False
 
-    def _choose(self, stream: bool) -> _Server:
+    def _choose(self, stream: bool) -> Connection:
         """The next server that is not dead, or the one that is dead for longest.
 
         Raises:
@@ -255,24 +217,47 @@ class AsyncClient:
         alive = [server for server in in_turn if server.dead_until <= now]
         return alive[0] if alive else min(in_turn, key=lambda server: server.dead_until)
 
-    def _client(self, server: _Server) -> Any:
-        if server.client is None:
-            if server.protocol == "grpc":
-                from tritonclient.grpc.aio import InferenceServerClient
-            else:
-                from tritonclient.http.aio import InferenceServerClient
-            server.client = InferenceServerClient(server.address)
-        return server.client
+    def _client(self, server: Connection) -> Any:
+        return server.open(self.config.timeout + GRACE_SECONDS)
 
-    def _headers(self, server: _Server) -> dict[str, str]:
+    def _headers(self, server: Connection) -> dict[str, str]:
         if self.config.api_key is None:
             return {}
         prefix = GRPC_HEADER_PREFIX if server.protocol == "grpc" else ""
         return {prefix + API_KEY_HEADER: self.config.api_key}
 
+    async def _ask_or_cancel(
+        self,
+        server: Connection,
+        tensors: dict[str, np.ndarray],
+        request_id: str,
+        seconds: float,
+        on_progress: Callable[[SamplingProgress], None] | None,
+    ) -> Answer:
+        """One try on one server, which is told when nobody waits for the answer any more.
+
+        A call is not broken off: Triton 2.51 may crash when a client leaves before its answer. The server is asked to
+        give the request up instead, and answers at once.
+
+        Raises:
+            TimeoutError: the answer did not come in time, plus some grace in which the server may say so itself.
+        """
+        call = asyncio.ensure_future(self._ask(server, tensors, request_id, seconds, on_progress))
+        try:
+            async with asyncio.timeout(seconds + GRACE_SECONDS):
+                return await asyncio.shield(call)
+        except (asyncio.CancelledError, TimeoutError):
+            if not call.done():
+                await self._cancel(server, request_id)
+                await asyncio.wait([call], timeout=LEAVE_SECONDS)
+            if call.done() and not call.cancelled():
+                call.exception()  # taken, lest asyncio complains
+            call.cancel()
+            raise
+
     async def _ask(
         self,
-        server: _Server,
+        server: Connection,
         tensors: dict[str, np.ndarray],
         request_id: str,
         seconds: float,
@@ -291,10 +276,17 @@ class AsyncClient:
         except (ClientError, asyncio.CancelledError):
             raise
         except Exception as error:
-            raise _as_client_error(server, error) from error
+            raise self._failure(server, error) from error
+
+    def _failure(self, server: Connection, error: Exception) -> ClientError:
+        """The error as one of ours; a server that cannot be reached is left out for a while."""
+        failure = as_client_error(server.url, error)
+        if isinstance(failure, UnreachableError):
+            server.dead_until = time.monotonic() + DEAD_SECONDS
+        return failure
 
     async def _stream(
-        self, server: _Server, call: dict[str, Any], on_progress: Callable[[SamplingProgress], None]
+        self, server: Connection, call: dict[str, Any], on_progress: Callable[[SamplingProgress], None]
     ) -> Answer:
         """One try on one server, by the model that reports progress."""
 
@@ -315,7 +307,7 @@ class AsyncClient:
             raise UnavailableError(f"{server.url}: the stream ended without an answer")
         return answer
 
-    async def _input(self, stack: contextlib.AsyncExitStack, server: _Server, name: str, array: np.ndarray) -> Any:
+    async def _input(self, stack: contextlib.AsyncExitStack, server: Connection, name: str, array: np.ndarray) -> Any:
         if server.protocol == "grpc":
             from tritonclient.grpc import InferInput
         else:
@@ -331,7 +323,7 @@ class AsyncClient:
         return tensor
 
     @contextlib.asynccontextmanager
-    async def _shared(self, server: _Server, array: np.ndarray) -> AsyncIterator[tuple[str, int]]:
+    async def _shared(self, server: Connection, array: np.ndarray) -> AsyncIterator[tuple[str, int]]:
         """The array in shared memory that the server knows.
 
         Yields:
@@ -345,7 +337,13 @@ class AsyncClient:
         region = shared_memory.create_shared_memory_region(name, f"/{name}", len(data), create_only=True)
         try:
             shared_memory.set_shared_memory_region(region, [np.frombuffer(data, np.uint8)])
-            await client.register_system_shared_memory(name, f"/{name}", len(data), headers=headers)
+            try:
+                await client.register_system_shared_memory(name, f"/{name}", len(data), headers=headers)
+            except Exception as error:
+                if RESTRICTED in str(error):
+                    off = "shared memory is off there, or the API key is wrong; see `diffbody serve --shared-memory`"
+                    raise AccessError(f"{server.url}: {off}") from error
+                raise
             try:
                 yield name, len(data)
             finally:
@@ -354,11 +352,11 @@ class AsyncClient:
         finally:
             shared_memory.destroy_shared_memory_region(region)
 
-    async def _cancel(self, server: _Server, request_id: str) -> None:
+    async def _cancel(self, server: Connection, request_id: str) -> None:
         """Tell the server that nobody waits for the request any more, so that it stops working on it."""
         array = np.array([request_id.encode()], np.object_)
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(GRACE_SECONDS), contextlib.AsyncExitStack() as stack:
+            async with asyncio.timeout(LEAVE_SECONDS), contextlib.AsyncExitStack() as stack:
                 inputs = [await self._input(stack, server, REQUEST_ID.name, array)]
                 await self._client(server).infer(CANCEL_MODEL, inputs, headers=self._headers(server))
 
@@ -369,6 +367,7 @@ class Client:
     def __init__(self, config: ClientConfig | None = None) -> None:
         self._client = AsyncClient(config)
         self._loop = asyncio.new_event_loop()
+        self._futures: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
@@ -378,10 +377,7 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._run(self._client.__aexit__(None, None, None))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self.close()
 
     def restore(self, image: Image, **asked: Any) -> Answer:
         """See `AsyncClient.restore`. `on_progress` is called in another thread."""
@@ -400,13 +396,35 @@ class Client:
         """Whether at least one of the servers can answer."""
         return self._run(self._client.is_ready())
 
+    def close(self) -> None:
+        """Cancel what is under way, here and on the servers, and leave them. Who waits gets a `CancelledError`."""
+        if not self._thread.is_alive():
+            return
+        for future in list(self._futures):
+            future.cancel()
+        end = asyncio.run_coroutine_threadsafe(self._leave(), self._loop)
+        with contextlib.suppress(TimeoutError):
+            end.result(CLOSE_SECONDS)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _leave(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        if tasks:
+            await asyncio.wait(tasks, timeout=2 * LEAVE_SECONDS)
+        await self._client.__aexit__(None, None, None)
+
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._futures.add(future)
         try:
             return future.result()
         except BaseException:  # such as Ctrl-C while waiting
             future.cancel()
             raise
+        finally:
+            self._futures.discard(future)
 
 
 def request_tensors(image: Image, asked: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -449,43 +467,5 @@ def _array(tensor: TritonTensor, value: Any) -> np.ndarray:
     raise InvalidRequestError(f"{tensor.argument} cannot be {value!r}; its type is {tensor.dtype}")
 
 
-def _parse(url: str) -> _Server:
-    protocol, _, address = url.rpartition("://")
-    host, _, port = address.rpartition(":")
-    if protocol not in ("", "grpc", "http") or not host or not port.isdigit():
-        raise ValueError(f"{url!r} is no URL of a server; give one such as localhost:8001 or http://localhost:8000")
-    return _Server(url, protocol or "grpc", address)
-
-
 def _answer(image: np.ndarray, report: np.ndarray) -> Answer:
     return Answer(bytes(image.reshape(-1)[0]), RestorationReport.from_json(report.reshape(-1)[0]))
-
-
-def _as_client_error(server: _Server, error: Exception) -> ClientError:
-    """An error of the protocols' libraries as one of ours; a server that cannot be reached is left out for a while."""
-    # gRPC's own errors have a code and details, tritonclient's a status and a message.
-    status, message = (
-        str(next((getattr(error, name)() for name in names if hasattr(error, name)), otherwise))
-        for names, otherwise in ((("code", "status"), ""), (("details", "message"), error))
-    )
-    text = re.sub(rf"in ensemble '{MODEL}', |\[request id: \w+\] ", "", " ".join(message.split()))
-    text = text or type(error).__name__
-    code, text = split_code(text)
-    if code is not None:  # of an error in a stream
-        status = GRPC_STATUS[code]
-    line = f"{server.url}: {text}"
-    if TIME_IS_OVER in text or WAS_CANCELLED in text:  # over HTTP with the status 400
-        return DeadlineError(line)
-    if status in ("400", "StatusCode.INVALID_ARGUMENT", "StatusCode.OUT_OF_RANGE", "413"):
-        return InvalidRequestError(line)
-    if status in ("401", "403", "StatusCode.UNAUTHENTICATED", "StatusCode.PERMISSION_DENIED") or "restricted" in text:
-        return AccessError(f"{server.url}: the server asks for another API key")
-    if status in ("499", "504", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED"):
-        return DeadlineError(line)
-    unreachable = isinstance(error, OSError) or (not status and type(error).__module__.startswith("aiohttp"))
-    if unreachable or (status == "StatusCode.UNAVAILABLE" and any(word in text.lower() for word in BROKEN)):
-        server.dead_until = time.monotonic() + DEAD_SECONDS
-        return UnavailableError(f"{server.url}: cannot be reached, or went away ({text}); is `diffbody serve` running?")
-    if status in ("503", "429", "StatusCode.UNAVAILABLE", "StatusCode.RESOURCE_EXHAUSTED"):
-        return UnavailableError(line)
-    return ClientError(line)

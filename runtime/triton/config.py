@@ -19,10 +19,11 @@ class RepositoryConfig:
         guidance: "engine" or "torch", what runs the gradient of eq. 6. None is torch on a GPU, where it has xformers,
             and the engine elsewhere.
         threads: number of CPU threads per operator; 0 is all cores.
-        max_in_flight: number of requests that are sampled at a time; further ones are answered "unavailable".
-        max_queue: number of requests that wait for one model; further ones are answered "unavailable".
+        max_in_flight: number of requests that are worked on at a time; further ones wait.
+        max_queue: number of requests that wait; further ones are answered "unavailable".
         max_pixels: largest picture at the working size.
-        max_seconds: seconds after which a request is given up.
+        max_seconds: seconds after which a request is given up, if its client does not give it up earlier.
+        stall_seconds: seconds after which a model that still works on the same batch is taken for hanging.
         join_at_steps: whether newcomers join the running batch at its next step. False lets them wait until it is done,
             which is slower; for comparisons.
 
@@ -39,12 +40,13 @@ class RepositoryConfig:
     max_queue: int = 64
     max_pixels: int = 4_000_000
     max_seconds: float = 600.0
+    stall_seconds: float = 300.0
     join_at_steps: bool = True
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
             raise ValueError(f"unknown profile {self.profile!r}, choose one of {', '.join(PROFILES)}")
-        for name in ("max_in_flight", "max_queue", "max_pixels", "max_seconds"):
+        for name in ("max_in_flight", "max_queue", "max_pixels", "max_seconds", "stall_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.guidance not in (None, "engine", "torch"):
@@ -65,6 +67,10 @@ class ServerConfig:
         metrics_port: port of the Prometheus metrics; 0 takes a free one.
         api_key: what clients must send as the header "x-api-key" (gRPC: "triton-grpc-protocol-x-api-key"). Health and
             metrics are open without it. None asks for none.
+        shared_memory: let clients on this machine hand pictures over in shared memory. Triton 2.51 lets them name any
+            region then, those of its models included.
+        restarts: how often within `runtime.triton.launcher.WINDOW_SECONDS` the launcher starts a server again that has
+            crashed, or hangs, before it gives up.
         trace: file for Triton's traces of requests.
         verbose: Triton's verbose log level; 0 is off.
     """
@@ -75,6 +81,8 @@ class ServerConfig:
     grpc_port: int = 8001
     metrics_port: int = 8002
     api_key: str | None = None
+    shared_memory: bool = False
+    restarts: int = 10
     trace: Path | None = None
     verbose: int = 0
 
@@ -84,8 +92,9 @@ class ClientConfig:
     """Which servers a client uses, and how long it waits for them.
 
     Attributes:
-        urls: "host:port" and "grpc://host:port" are gRPC (port 8001), "http://host:port" is HTTP (port 8000). Of
-            several, each restoration takes the next one, and leaves out those that do not answer.
+        urls: "host:port" and "grpc://host:port" are gRPC (port 8001), "http://host:port" is HTTP (port 8000), and
+            "grpcs://host" and "https://host" are the same with TLS (port 443). Of several, each restoration takes the
+            next one, and leaves out those that do not answer.
         timeout: seconds for one restoration with all its tries.
         tries: number of tries of one restoration, while servers are busy or cannot be reached.
         concurrency: number of restorations that `restore_many` runs at a time.

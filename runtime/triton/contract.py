@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
@@ -20,9 +21,11 @@ from runtime.engines.config import EngineConfig
 
 # ---- Models ----
 
-MODEL = "diffbody"  # the ensemble: one picture a request
+MODEL = "diffbody"  # one picture a request
 STREAM_MODEL = "diffbody_stream"  # the same with a response after each step
 CANCEL_MODEL = "cancel"
+HEALTH_MODEL = "health"
+PIPELINE_MODEL = "pipeline"  # the ensemble behind MODEL and STREAM_MODEL, which nobody else can call
 SAMPLER_MODEL = "sampler"
 
 
@@ -99,18 +102,24 @@ STEP = TritonTensor("STEP", "INT64")
 STEPS = TritonTensor("STEPS", "INT64")
 PREVIEW = TritonTensor("PREVIEW", "BYTES")
 
-# The model that cancels takes the ID of the request to stop, and returns that it left a note of it.
+# The model that cancels takes the ID of the request to stop, and returns that it left a note of it. The model of health
+# takes nothing, and returns OK or an error that says what hangs.
 REQUEST_ID = TritonTensor("REQUEST_ID", "BYTES")
 OK = TritonTensor("OK", "BOOL")
+
+# The ensemble takes a `runtime.triton.settings.Ticket` as JSON, which only the models in front of it can make.
+TICKET = TritonTensor("TICKET", "BYTES")
 
 # Every model of the ensemble takes the request's `runtime.triton.settings.Settings` as JSON, and returns when its work
 # began and ended, in seconds of the Unix clock.
 SETTINGS = TritonTensor("SETTINGS", "BYTES", wire="settings")
 SPAN = TritonTensor("SPAN", "FP64", (2,))
+AFTER = TritonTensor("AFTER", "FP64", (2,))  # the span of the model before; see `_one_after_the_other`
 
 # These go from model to model. Notation is that of `diffbody_ref.pipeline`, with P people and K parts.
 PICTURE = TritonTensor("picture", "FP32", (3, -1, -1))  # y at its padded working size, in [0, 1]
 ALPHA = TritonTensor("alpha", "FP32", (-1, -1))  # the picture's opacity; 0×0 where it has none
+SOURCE = TritonTensor("source", "BYTES")  # JSON: the metadata of the picture's file, and notices on reading it
 REGRESSION = TritonTensor("regression", "FP32", (3, -1, -1))  # r
 BOXES = TritonTensor("boxes", "FP32", (-1, 5))  # of the people: x0, y0, x1, y1 in pixels, score
 POSE = TritonTensor("pose", "FP32", (3, -1, -1))
@@ -165,9 +174,22 @@ def _timed(
     return ModelTensors(name, inputs, (*outputs, span_input(name).named(SPAN.name)), ragged)
 
 
+def _one_after_the_other(*models: ModelTensors) -> tuple[ModelTensors, ...]:
+    """The models, each of which also waits for the one before it.
+
+    Triton 2.51 never releases a request of an ensemble, with its picture, in which a model fails while another one
+    works. And a request that is given up fails wherever it is.
+    """
+    waiting = []
+    for before, model in pairwise(models):
+        wait = dataclasses.replace(AFTER, wire=span_input(before.name).wire)
+        waiting.append(dataclasses.replace(model, inputs=(*model.inputs, wait)))
+    return (models[0], *waiting)
+
+
 _TARGET = (EMBEDDINGS, VISIBILITY, WINDOWS)  # what body guidance aims at
-TIMED_MODELS = (
-    _timed("preprocess", REQUEST, (PICTURE, ALPHA, SETTINGS)),
+TIMED_MODELS = _one_after_the_other(
+    _timed("preprocess", (TICKET, *REQUEST), (PICTURE, ALPHA, SOURCE, SETTINGS)),
     _timed("restorer", (PICTURE, SETTINGS), (REGRESSION,)),
     _timed("pose", (REGRESSION, SETTINGS), (BOXES, POSE)),
     _timed("parts", (REGRESSION, BOXES, SETTINGS), (ATTENTION, *_TARGET)),
@@ -186,7 +208,7 @@ TIMED_MODELS = (
 _SPANS = tuple(span_input(model.name) for model in TIMED_MODELS)
 _POSTPROCESS = ModelTensors(
     "postprocess",
-    (DECODED, REGRESSION, ALPHA, BOXES, LOSS_CURVE, NOTICES, STEPS_DONE, SETTINGS, *_SPANS),
+    (DECODED, REGRESSION, ALPHA, SOURCE, BOXES, LOSS_CURVE, NOTICES, STEPS_DONE, SETTINGS, *_SPANS),
     ANSWER,
 )
 
@@ -198,9 +220,11 @@ MODELS = {
     model.name: model
     for model in (
         *ENSEMBLE,
+        ModelTensors(PIPELINE_MODEL, (TICKET, *REQUEST), ANSWER),
         ModelTensors(MODEL, REQUEST, ANSWER),
         ModelTensors(STREAM_MODEL, (*REQUEST, PREVIEW_EVERY), (STEP, STEPS, PREVIEW, *ANSWER)),
         ModelTensors(CANCEL_MODEL, (REQUEST_ID,), (OK,)),
+        ModelTensors(HEALTH_MODEL, (), (OK,)),
     )
 }
 """All models by name, except those of TensorRT plans."""
@@ -221,10 +245,12 @@ class ModelParameters:
         plans: stages that are models of their own (see `runtime.triton.plans`).
         threads: CPU threads per operator; 0 is all cores.
         precision: of the bundle's graphs.
-        max_in_flight: number of requests that are sampled at a time.
+        max_in_flight: number of requests that are worked on at a time.
+        max_queue: number of requests that wait for that.
         join_at_steps: whether newcomers join the running batch at its next step.
         max_pixels: largest picture at the working size.
         max_seconds: seconds after which a request is given up.
+        stall_seconds: seconds after which a model that works on one batch hangs.
     """
 
     bundle: Path
@@ -235,9 +261,11 @@ class ModelParameters:
     threads: int
     precision: str
     max_in_flight: int
+    max_queue: int
     join_at_steps: bool
     max_pixels: int
     max_seconds: float
+    stall_seconds: float
 
     def to_strings(self) -> dict[str, str]:
         """The parameters as a configuration holds them."""
@@ -262,10 +290,14 @@ class ModelParameters:
         return cls(**{name: read.get(kind, kind)(strings[name]) for name, kind in get_type_hints(cls).items()})
 
 
-# ---- Metrics of the sampler ----
+# ---- Metrics: of the sampler, and of the models in front of the pipeline ----
 
 IN_FLIGHT_METRIC = "diffbody_in_flight"
 STEPS_METRIC = "diffbody_steps_total"
+AT_WORK_METRIC = "diffbody_at_work"
+WAITING_METRIC = "diffbody_waiting"
+ANSWERS_METRIC = "diffbody_answers_total"
+RESTORED = "restored"  # outcome of an answer; every other one is a name of `ErrorCode`
 
 # ---- Access ----
 
@@ -296,4 +328,6 @@ GRPC_STATUS = {
 TIME_IS_OVER = "the request's time is over"
 WAS_CANCELLED = "the request was cancelled"
 TOO_MANY_IN_FLIGHT = "requests are in flight, which is the most; retry later"
-QUEUE_IS_FULL = "maximum queue size"  # Triton's own words
+TOO_MANY_WAITING = "requests are waiting, which is the most; retry later"
+QUEUE_IS_FULL = "maximum queue size"  # Triton's own words, as the next ones
+QUEUED_TOO_LONG = "Request timeout expired"

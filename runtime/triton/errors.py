@@ -1,6 +1,7 @@
 """The errors of the server's models: which code each has, and how one is recognised where its code is lost.
 
-Triton drops the code of an error where one model calls another, and in a gRPC stream; the message arrives.
+Triton drops the code of an error where one model calls another, and in a gRPC stream; the message arrives. There the
+message begins with the code.
 """
 
 from __future__ import annotations
@@ -8,12 +9,18 @@ from __future__ import annotations
 import re
 
 from runtime.triton.contract import (
+    PIPELINE_MODEL,
     QUEUE_IS_FULL,
+    QUEUED_TOO_LONG,
     TIME_IS_OVER,
     TOO_MANY_IN_FLIGHT,
+    TOO_MANY_WAITING,
     WAS_CANCELLED,
     ErrorCode,
 )
+
+MAX_MESSAGE = 500  # characters: what a message quotes may be as long as a client likes
+INTERNAL_ERROR = "internal error: "
 
 
 class BusyError(RuntimeError):
@@ -32,25 +39,37 @@ KINDS: dict[str, type[Exception]] = {
     TIME_IS_OVER: TimeoutError,
     WAS_CANCELLED: TimeoutError,
     TOO_MANY_IN_FLIGHT: BusyError,
+    TOO_MANY_WAITING: BusyError,
     QUEUE_IS_FULL: BusyError,
+    QUEUED_TOO_LONG: TimeoutError,
 }
 """The kind of error that a phrase in a message tells."""
 
 
 def code_and_message(error: Exception) -> tuple[ErrorCode, str]:
-    """An error's code, and its message in one line, which says so where the fault is the server's."""
+    """An error's code, and its message in one line of bounded length, which says so where the fault is the server's."""
     code = next((code for kind, code in CODES.items() if isinstance(error, kind)), ErrorCode.INTERNAL)
-    message = " ".join(str(error).split()) or type(error).__name__
-    return code, f"internal error: {message}" if code is ErrorCode.INTERNAL else message
+    message = " ".join(str(error)[: 2 * MAX_MESSAGE].split()) or type(error).__name__
+    message = f"{INTERNAL_ERROR}{message}" if code is ErrorCode.INTERNAL else message
+    return code, message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"
 
 
 def error_from_message(message: str) -> Exception:
-    """The error of another model, by the phrase in its message; a RuntimeError where there is none of `KINDS`."""
-    return next((kind for phrase, kind in KINDS.items() if phrase in message), RuntimeError)(message)
+    """The error of another model, by the code that its message begins with, or by the phrase in it.
+
+    A RuntimeError where there is neither.
+    """
+    text = re.sub(rf"in ensemble '{PIPELINE_MODEL}', |\[request id: [^\]]*\] ", "", message)
+    code, text = split_code(text)
+    if code is not None:
+        kind = next((kind for kind, its in CODES.items() if its is code), RuntimeError)
+        return kind(text.removeprefix(INTERNAL_ERROR))
+    kind = next((kind for phrase, kind in KINDS.items() if phrase in text), RuntimeError)
+    return kind(TIME_IS_OVER if QUEUED_TOO_LONG in text else text)
 
 
 def add_code(code: ErrorCode, message: str) -> str:
-    """The message of an error in a stream, which begins with the code."""
+    """The message of an error where Triton drops the code."""
     return f"{code}: {message}"
 
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from diffbody_ref.ops.results import notices
-from runtime.restore import Parts, Restorer, guided_people
+from runtime.restore import Parts, Restorer
 from runtime.steps import Target
 from runtime.triton.contract import (
     ATTENTION,
@@ -20,7 +19,6 @@ from runtime.triton.contract import (
     NOTICES,
     POSE,
     SAMPLED,
-    SETTINGS,
     STEPS_DONE,
     TEXT,
     VISIBILITY,
@@ -30,23 +28,22 @@ from runtime.triton.in_flight import Flight
 from runtime.triton.settings import Settings
 
 
-def flight_of(restorer: Restorer, tensors: Mapping[str, np.ndarray], request_id: str) -> Flight:
+def flight_of(restorer: Restorer, tensors: Mapping[str, np.ndarray], settings: Settings) -> Flight:
     """A flight that has all its steps before it. The tensors are copied: Triton's memory is only lent.
 
     Args:
         restorer: of the bundle.
         tensors: the sampler's inputs by name, each with a batch of 1.
-        request_id: by which clients cancel and watch the request; may be empty.
+        settings: of the request.
     """
     began = time.time()
-    settings = Settings.from_tensor(tensors[SETTINGS.name])
     latents, pose, attention = (np.array(tensors[each.name]) for each in (LATENTS, POSE, ATTENTION))
     target = Target(*(np.array(tensors[each.name][0]) for each in (EMBEDDINGS, VISIBILITY, WINDOWS)))
     text, boxes = (np.array(tensors[each.name][0]) for each in (TEXT, BOXES))
     parts = Parts(attention, target)
     sampling = restorer.begin(latents, pose, parts, text, settings.options, settings.seed)
-    told = notices(len(boxes), guided_people(sampling.views), settings.options)
-    return Flight(sampling, began, settings.deadline, request_id, told)
+    told = restorer.notices(len(boxes), sampling, settings.prompt, settings.negative_prompt)
+    return Flight(sampling, began, settings.ticket.deadline, (settings.sizes.height, settings.sizes.width), told)
 
 
 def outputs_of(flight: Flight) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ class Flight:
         sampling: what is advanced.
         began: when the work on it began, on the clock of `InFlight`.
         deadline: on the same clock; 0 is none.
-        request_id: by which clients cancel and watch it; may be empty.
+        size: (height, width) of the picture at work, without its padding.
         notices: sentences for whoever sent the request, kept for the answer.
         rounds_waited: rounds in a row in which it was present and did not advance.
     """
@@ -36,7 +36,7 @@ class Flight:
     sampling: Sampling
     began: float
     deadline: float = 0.0
-    request_id: str = ""
+    size: tuple[int, int] = (0, 0)
     notices: list[str] = field(default_factory=list)
     rounds_waited: int = 0
 

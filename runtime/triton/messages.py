@@ -6,6 +6,7 @@ default.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import math
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from diffbody_ref.ops.images import MAX_PIXELS, MIN_SIDE, Picture, decode_image
+from diffbody_ref.ops.metadata import Metadata
 from diffbody_ref.ops.noise import check_seed
 from runtime.triton.contract import (
     IMAGE,
@@ -29,7 +31,8 @@ from runtime.triton.contract import (
     TritonTensor,
 )
 
-MAX_PROMPT = 10_000  # characters; the text encoder reads the first 75 tokens
+MAX_PROMPT = 10_000  # characters; a notice tells what of them the text encoder did not read
+MAX_TEXT = 100  # characters of any other text, such as the name of a sampler
 MAX_FILE = 64 << 20  # bytes of an encoded picture
 FORMATS = ("png", "jpg", "webp")
 
@@ -45,6 +48,7 @@ class Request:
         negative_prompt: what it should not show.
         seed: of the noise.
         output_format: of the answer's picture, one of `FORMATS`.
+        as_text: the picture came as base64, and the answer's goes so: JSON holds no bytes.
     """
 
     picture: Picture
@@ -53,6 +57,7 @@ class Request:
     negative_prompt: str = ""
     seed: int = 0
     output_format: str = "png"
+    as_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,17 @@ class RestorationReport:
         return cls(**{**values, "spans": spans, "loss_curve": [(t, loss) for t, loss in values["loss_curve"]]})
 
 
+def write_source(picture: Picture) -> str:
+    """What the answer takes over from a request's picture, its metadata and notices, as JSON in one line."""
+    return json.dumps({"metadata": picture.metadata.to_json(), "notices": picture.notices})
+
+
+def read_source(text: str | bytes) -> tuple[Metadata, list[str]]:
+    """The metadata and notices that `write_source` wrote."""
+    values = json.loads(text)
+    return Metadata.from_json(values["metadata"]), values["notices"]
+
+
 def since_first(spans: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:
     """The models' spans, each (start, end) of the Unix clock, in seconds since the first start, to 0.1 ms."""
     first = min(start for start, _ in spans.values())
@@ -101,6 +117,24 @@ def read_request(tensors: Mapping[str, np.ndarray], max_pixels: int = MAX_PIXELS
     Raises:
         ValueError: what is wrong, in one line that names the tensor.
     """
+    values = read_values(tensors)
+    options = {tensor.argument: values.pop(tensor.argument) for tensor in OPTIONS if tensor.argument in values}
+    if IMAGE.name in tensors:
+        picture, as_text = _decode_file(tensors[IMAGE.name], max_pixels)
+    else:
+        picture, as_text = _picture_of_pixels(tensors[PIXELS.name], max_pixels), False
+    return Request(picture, options, **values, as_text=as_text)
+
+
+def read_values(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Check all of a request's tensors but the picture, which is not looked into.
+
+    Returns:
+        The arguments that the request gives, by name.
+
+    Raises:
+        ValueError: what is wrong, in one line that names the tensor.
+    """
     known = {tensor.name: tensor for tensor in REQUEST}
     if unknown := tensors.keys() - known.keys():
         raise ValueError(f"unknown input {min(unknown)}; known are {', '.join(known)}")
@@ -110,18 +144,10 @@ def read_request(tensors: Mapping[str, np.ndarray], max_pixels: int = MAX_PIXELS
         )
     scalars = [tensor for tensor in REQUEST if tensor.name in tensors and tensor not in (IMAGE, PIXELS)]
     values = {tensor.argument: _scalar(tensor, tensors[tensor.name]) for tensor in scalars}
-    for tensor in (PROMPT, NEGATIVE_PROMPT):
-        if (length := len(values.get(tensor.argument, ""))) > MAX_PROMPT:
-            raise ValueError(f"{tensor.name} has {length:,} characters; at most {MAX_PROMPT:,}")
     if (output_format := values.get(OUTPUT_FORMAT.argument, FORMATS[0])) not in FORMATS:
         raise ValueError(f"unknown {OUTPUT_FORMAT.name} {output_format!r}, choose one of {', '.join(FORMATS)}")
     check_seed(values.get(SEED.argument, 0), SEED.name)
-    options = {tensor.argument: values.pop(tensor.argument) for tensor in OPTIONS if tensor.argument in values}
-    if IMAGE.name in tensors:
-        picture = _decode_file(tensors[IMAGE.name], max_pixels)
-    else:
-        picture = _picture_of_pixels(tensors[PIXELS.name], max_pixels)
-    return Request(picture, options, **values)
+    return values
 
 
 def _scalar(tensor: TritonTensor, array: np.ndarray) -> Any:
@@ -129,24 +155,37 @@ def _scalar(tensor: TritonTensor, array: np.ndarray) -> Any:
         raise ValueError(f"{tensor.name} must be one value, got shape {array.shape}")
     value = array.reshape(-1)[0]
     if tensor.dtype == "BYTES":
-        try:
-            return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-        except UnicodeDecodeError:
-            raise ValueError(f"{tensor.name} is not UTF-8 text") from None
+        return _text(tensor, value)
     value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{tensor.name} must be a finite number, got {value}")
     return value
 
 
-def _decode_file(array: np.ndarray, max_pixels: int) -> Picture:
+def _text(tensor: TritonTensor, value: bytes | str) -> str:
+    try:
+        text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError:
+        raise ValueError(f"{tensor.name} is not UTF-8 text") from None
+    most = MAX_PROMPT if tensor in (PROMPT, NEGATIVE_PROMPT) else MAX_TEXT
+    if len(text) > most:
+        raise ValueError(f"{tensor.name} has {len(text):,} characters; at most {most:,}")
+    return text
+
+
+def _decode_file(array: np.ndarray, max_pixels: int) -> tuple[Picture, bool]:
+    """The picture, and whether it came as base64. No picture file is of base64's characters only."""
     if array.size != 1:
         raise ValueError(f"{IMAGE.name} must be one encoded picture, got shape {array.shape}")
     data = array.reshape(-1)[0]
     data = data.encode() if isinstance(data, str) else bytes(data)
     if len(data) > MAX_FILE:
         raise ValueError(f"{IMAGE.name} has {len(data):,} bytes; at most {MAX_FILE:,}")
-    return decode_image(data, IMAGE.name, max_pixels)
+    try:
+        binary = base64.b64decode(data.strip(), validate=True)
+    except ValueError:
+        return decode_image(data, IMAGE.name, max_pixels), False
+    return decode_image(binary, IMAGE.name, max_pixels), True
 
 
 def _picture_of_pixels(array: np.ndarray, max_pixels: int) -> Picture:

@@ -1,7 +1,8 @@
 """The base classes of the repository's models, and what ties them to Triton's Python backend.
 
 Triton brings the module `triton_python_backend_utils`, so that only its processes can import this one. What needs no
-Triton is elsewhere: `contract`, `errors`, `settings`, `messages`, `batching`, `in_flight`, `request_notes`.
+Triton is elsewhere: `contract`, `errors`, `settings`, `messages`, `batching`, `in_flight`, `request_notes`,
+`heartbeats`, `admission`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from runtime.bundle import Bundle
 from runtime.engines.pool import EnginePool
 from runtime.restore import Restorer, load_tokenizer
 from runtime.triton.batching import run_in_groups
-from runtime.triton.contract import MODELS, SETTINGS, SPAN, ErrorCode, ModelParameters, plan_model
+from runtime.triton.contract import AFTER, MODEL, MODELS, SETTINGS, SPAN, ErrorCode, ModelParameters, plan_model
 from runtime.triton.errors import add_code, code_and_message, error_from_message
-from runtime.triton.settings import Settings
+from runtime.triton.heartbeats import Heartbeats
+from runtime.triton.request_notes import RequestNotes
+from runtime.triton.server_watch import end_with_server
+from runtime.triton.settings import Settings, Ticket
 
 
 class Model:
@@ -38,19 +42,34 @@ class Model:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by the server, with the model's configuration."""
+        end_with_server()
         self.name = args["model_name"]
         self.parameters = read_parameters(args)
+        self.notes = RequestNotes.of_this_server()
+        self.heartbeats = Heartbeats(self.notes.folder)
         self.restorer = open_restorer(self.parameters, self.stages)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Called by the server, with requests whose tensors have the same shapes."""
-        return [self._respond(request) for request in requests]
+        with self.heartbeats.working(self.name):
+            return [self._respond(request) for request in requests]
+
+    def check(self, ticket: Ticket) -> None:
+        """
+        Raises:
+            ValueError: the request did not come through the models in front of the pipeline.
+            TimeoutError: nobody waits for the request any more.
+        """
+        if not ticket.is_signed(self.notes.secret):
+            raise ValueError(f"the model {self.name} is a part of {MODEL}, and not called by clients; call {MODEL}")
+        ticket.check_deadline()
+        self.notes.check(ticket.key)
 
     def answer(self, request: Any) -> dict[str, np.ndarray]:
         """The outputs of a request by name, without the span."""
         tensors = read_tensors(request)
         settings = Settings.from_tensor(tensors.pop(SETTINGS.name))
-        settings.check_deadline()
+        self.check(settings.ticket)
         return self.run(tensors, settings)
 
     def run(self, tensors: dict[str, np.ndarray], settings: Settings) -> dict[str, np.ndarray]:
@@ -62,7 +81,7 @@ class Model:
         try:
             return respond(self.answer(request), begin)
         except Exception as error:
-            return respond_error(error)
+            return respond_error(error, with_code=True)
 
 
 @dataclass(frozen=True)
@@ -90,7 +109,7 @@ class PictureModel(Model):
     def initialize(self, args: Mapping[str, str]) -> None:
         super().initialize(args)
         tensors = MODELS[self.name]
-        self.inputs = [tensor.name for tensor in tensors.inputs if tensor != SETTINGS]
+        self.inputs = [tensor.name for tensor in tensors.inputs if tensor.name not in (SETTINGS.name, AFTER.name)]
         (self.output,) = (tensor.name for tensor in tensors.outputs if tensor.name != SPAN.name)
 
     def transform(self, *batches: np.ndarray, options: RestoreOptions) -> np.ndarray:
@@ -110,6 +129,10 @@ class PictureModel(Model):
         return True
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
+        with self.heartbeats.working(self.name):
+            return self._respond_to_all(requests)
+
+    def _respond_to_all(self, requests: Sequence[Any]) -> list[Any]:
         begin = time.time()
         responses: dict[int, Any] = {}
         jobs: list[PictureJob] = []
@@ -117,7 +140,7 @@ class PictureModel(Model):
             try:
                 tensors = {tensor.name(): tensor for tensor in request.inputs()}
                 settings = Settings.from_tensor(tensors[SETTINGS.name].as_numpy())
-                settings.check_deadline()
+                self.check(settings.ticket)
                 first = tensors[self.inputs[0]]
                 if self._plan_takes(first, settings.options):
                     responses[place] = self._run_plan(first, begin)
@@ -125,11 +148,11 @@ class PictureModel(Model):
                     arrays = [to_numpy(tensors[name]) for name in self.inputs]
                     jobs.append(PictureJob(place, arrays, settings.options))
             except Exception as error:
-                responses[place] = respond_error(error)
+                responses[place] = respond_error(error, with_code=True)
         results = run_in_groups(jobs, lambda job: self.group_key(job.options), self._transform)
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, Exception):
-                responses[job.place] = respond_error(result)
+                responses[job.place] = respond_error(result, with_code=True)
             else:
                 responses[job.place] = respond({self.output: result}, begin)
         return [responses[place] for place in range(len(requests))]
@@ -156,18 +179,19 @@ class PictureModel(Model):
 
 
 class Metric:
-    """One of the server's Prometheus metrics, with the model's name as its label.
+    """One of the server's Prometheus metrics, with the model's name as a label.
 
     Args:
         model: name of the model.
         name: of the metric.
         description: one line for whoever reads the metrics.
         kind: `pb_utils.MetricFamily.GAUGE` or `COUNTER`.
+        labels: further ones.
     """
 
-    def __init__(self, model: str, name: str, description: str, kind: Any) -> None:
+    def __init__(self, model: str, name: str, description: str, kind: Any, **labels: str) -> None:
         self._family = pb_utils.MetricFamily(name=name, description=description, kind=kind)  # it ends the metric
-        self._metric = self._family.Metric(labels={"model": model})
+        self._metric = self._family.Metric(labels={"model": model, **labels})
 
     def set(self, value: float) -> None:
         """The new value of a gauge."""
@@ -253,16 +277,16 @@ def respond(outputs: Mapping[str, np.ndarray], begin: float) -> Any:
     return pb_utils.InferenceResponse([*tensors, span_tensor(begin)])
 
 
-def respond_error(error: Exception, in_stream: bool = False) -> Any:
+def respond_error(error: Exception, with_code: bool = False) -> Any:
     """A response with an error of one line. The traceback of a fault of the server goes to the log.
 
     Args:
         error: what was raised.
-        in_stream: the message begins with the code, which gRPC streams do not transmit.
+        with_code: the message begins with the code, which Triton drops on the way to other models and in gRPC streams.
     """
     code, message = code_and_message(error)
     if code is ErrorCode.INTERNAL or os.environ.get("DIFFBODY_DEBUG"):
         pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
-    message = add_code(code, message) if in_stream else message
+    message = add_code(code, message) if with_code else message
     # By name: the server completes `pb_utils` only after the models are imported.
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code)))

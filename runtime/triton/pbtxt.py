@@ -59,12 +59,11 @@ def parameters(values: Mapping[str, str]) -> str:
 
 
 def dynamic_batching(max_queue: int, delay_microseconds: int = 0) -> str:
-    """Batches of what waits for a model; its queue refuses requests beyond `max_queue` and those that are too old.
+    """Batches of what waits for a model; its queue refuses requests beyond `max_queue`.
 
     Args:
         max_queue: number of requests that may wait.
         delay_microseconds: how long a batch waits to become larger.
     """
     delay = f"max_queue_delay_microseconds: {delay_microseconds} " * (delay_microseconds > 0)
-    policy = f"timeout_action: REJECT allow_timeout_override: true max_queue_size: {max_queue}"
-    return f"dynamic_batching {{ {delay}default_queue_policy {{ {policy} }} }}"
+    return f"dynamic_batching {{ {delay}default_queue_policy {{ max_queue_size: {max_queue} }} }}"

@@ -12,7 +12,7 @@ from runtime.engines import EngineConfig
 from runtime.engines.pool import EnginePool
 from runtime.triton import pbtxt
 from runtime.triton.config import RepositoryConfig
-from runtime.triton.contract import ENSEMBLE, MODEL, MODELS, READY, ModelParameters, ModelTensors
+from runtime.triton.contract import ENSEMBLE, MODEL, MODELS, PIPELINE_MODEL, READY, ModelParameters, ModelTensors
 from runtime.triton.plans import STAGES, choose_plans, write_plan_models
 
 SOURCES = Path(__file__).parents[2] / "triton_models"
@@ -36,7 +36,7 @@ def render(config: RepositoryConfig, out: Path) -> Path:
     fresh = out.with_name(f".{out.name}.part")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(SOURCES, fresh, ignore=shutil.ignore_patterns("__pycache__"))
-    (fresh / MODEL / "1").mkdir()  # Triton wants a version's folder of an ensemble too
+    (fresh / PIPELINE_MODEL / "1").mkdir()  # Triton wants a version's folder of an ensemble too
     values = _values(config, bundle)
     for name, model in MODELS.items():
         path = fresh / name / "config.pbtxt"
@@ -60,9 +60,11 @@ def model_parameters(config: RepositoryConfig, bundle: Bundle) -> ModelParameter
         threads=config.threads,
         precision=config.precision,
         max_in_flight=config.max_in_flight,
+        max_queue=config.max_queue,
         join_at_steps=config.join_at_steps,
         max_pixels=config.max_pixels,
         max_seconds=config.max_seconds,
+        stall_seconds=config.stall_seconds,
     )
 
 

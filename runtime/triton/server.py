@@ -1,67 +1,46 @@
-"""The server: finds Triton, starts it on a model repository, waits until it is ready, and stops it with its processes.
-
-Triton is the binary in the `nvidia-pytriton` wheel, or one that is installed, as in NVIDIA's container.
-"""
+"""The server: starts Triton on a model repository, waits until it is ready, and stops it with its processes."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.util
 import os
 import re
-import secrets
+import resource
 import shutil
 import signal
-import socket
 import subprocess
-import sys
-import sysconfig
-import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from runtime.triton import addresses
 from runtime.triton.config import ServerConfig
-from runtime.triton.contract import API_KEY_HEADER, IN_FLIGHT_METRIC
-from runtime.triton.request_notes import folder_of_server
+from runtime.triton.contract import AT_WORK_METRIC, WAITING_METRIC
+from runtime.triton.probe import probe
+from runtime.triton.request_notes import FOLDER_VARIABLE
+from runtime.triton.run_folder import RunFolder, sweep
+from runtime.triton.tritonserver import (
+    READY_SECONDS,
+    STOP_SECONDS,
+    ServerError,
+    Triton,
+    arguments,
+    choose_ports,
+    find_triton,
+    knows_option,
+    parse_log_line,
+)
 
-# Triton's services that ask for the API key: all but health and metrics.
-PROTECTED = "inference,model-config,statistics,trace,logging,shared-memory,model-repository,metadata"
-READY_SECONDS = 600.0  # the largest models take minutes to load
-STOP_SECONDS = 20.0  # from the signal to stop until the server is killed
 STARTS = 3  # Triton 2.51 now and then crashes while it starts its models on a machine without a free processor
-DRAIN_SECONDS = 60.0  # in which requests under way may finish
-UNDER_WAY = rf"^(?:nv_inference_pending_request_count|{IN_FLIGHT_METRIC}){{[^}}]*}} (\S+)$"
-
-
-class ServerError(OSError):
-    """The server cannot be started, or has stopped; the message is one line."""
+UNDER_WAY = rf"^(?:{AT_WORK_METRIC}|{WAITING_METRIC}){{[^}}]*}} (\S+)$"
 
 
 class ServerCrashError(ServerError):
     """A signal ended the server, so that starting it again may help."""
-
-
-@dataclass(frozen=True)
-class Triton:
-    """An installed Triton.
-
-    Attributes:
-        binary: the program `tritonserver`.
-        environment: variables that it needs.
-        backends: folder of its backends; None is its own.
-    """
-
-    binary: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
-    backends: Path | None = None
 
 
 class Server:
@@ -70,40 +49,65 @@ class Server:
     Args:
         config: how it listens.
         on_log: called for each line of the server's log with its severity, "info", "warning" or "error", and its text.
+        run_folder: the server's, which stays; None makes one that goes with the server.
 
     Raises:
         ServerError: on entry: there is no Triton, a port is busy, numpy is 2, or Triton stopped before it was ready.
     """
 
-    def __init__(self, config: ServerConfig, on_log: Callable[[str, str], None] = lambda severity, line: None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        on_log: Callable[[str, str], None] = lambda severity, line: None,
+        run_folder: RunFolder | None = None,
+    ) -> None:
         self.config, self.on_log = config, on_log
         self.ports: dict[str, int] = {}
         self.process: subprocess.Popen[str] | None = None
-        self._shared_memory = f"diffbody-{secrets.token_hex(8)}-"
-        self._scratch: Path | None = None
-        self._model_processes: set[int] = set()
         self.last_error = ""
+        self._run_folder, self._leave_run_folder = run_folder, run_folder is not None
+        self._ready = False
+        self._model_processes: set[int] = set()
 
     @property
     def http_url(self) -> str:
         """The address of HTTP, "host:port"."""
-        return f"{self.config.host}:{self.ports['http']}"
+        return self._address("http")
 
     @property
     def grpc_url(self) -> str:
         """The address of gRPC, "host:port", as clients take it."""
-        return f"{self.config.host}:{self.ports['grpc']}"
+        return self._address("grpc")
 
     @property
     def metrics_url(self) -> str:
         """The URL of the Prometheus metrics."""
-        return f"http://{self.config.host}:{self.ports['metrics']}/metrics"
+        return f"http://{self._address('metrics')}/metrics"
 
     def __enter__(self) -> Self:
+        if self._run_folder is None:
+            sweep()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._run_folder is not None and not self._leave_run_folder:
+            self._run_folder.remove()
+
+    def start(self) -> None:
+        """Start Triton and wait until it is ready; where it ran before, on the same ports."""
+        if self._run_folder is None:
+            self._run_folder = RunFolder()
         for left in reversed(range(STARTS)):
-            self._scratch = Path(tempfile.mkdtemp(prefix="diffbody-serve-"))
             try:
-                self._start(find_triton(self._scratch))
+                self._start(self._run_folder)
                 self._wait_until_ready()
                 break
             except BaseException as error:
@@ -111,12 +115,29 @@ class Server:
                 if not (isinstance(error, ServerCrashError) and left):
                     raise
                 self.on_log("warning", f"{error}; the server is started again")
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+    def stop(self) -> None:
+        """Stop Triton and the processes of its models, and remove what they left in shared memory."""
+        if self.process is None or self._run_folder is None:
+            return
+        if self._ready:
+            self.process.terminate()  # the server ends its models
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.on_log("warning", f"the server did not stop within {STOP_SECONDS:.0f} s and is killed")
+        self.kill()
+
+    def kill(self) -> None:
+        """End Triton and the processes of its models at once: it may be deaf, while it starts or when it hangs."""
+        assert self.process is not None
+        assert self._run_folder is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # the models as well, should any be left
+        self.process.wait()
+        self._ready = False
+        self._run_folder.remove_shared_memory()
+        shutil.rmtree(self._run_folder.folder("notes"), ignore_errors=True)
 
     def check(self) -> None:
         """Raise if the server cannot answer requests any more.
@@ -127,53 +148,52 @@ class Server:
         """
         assert self.process is not None
         if (code := self.process.poll()) is not None:
-            raise ServerError(f"Triton stopped by itself with exit code {code}: {self.last_error}")
+            raise ServerError(f"Triton stopped by itself ({_ending(code)}): {self.last_error or 'without a word'}")
         if lost := self._model_processes - _children(self.process.pid):
             raise ServerError(f"a model's process ({min(lost)}) ended by itself, perhaps for lack of memory")
 
+    def probe(self) -> None:
+        """Send a request through the server; see `runtime.triton.probe`.
+
+        Raises:
+            NotWellError: it does not answer, or says what hangs.
+        """
+        probe(self.grpc_url, self.config.api_key)
+
     def requests_under_way(self) -> int:
-        """Number of requests in the models' queues and in the sampler; 0 if the server does not tell."""
+        """Number of requests that wait or are worked on; 0 if the server does not tell."""
         try:
-            with urllib.request.urlopen(self.metrics_url, timeout=2) as answer:
-                text = answer.read().decode()
+            text = addresses.fetch_here(self.metrics_url, timeout=2).decode()
         except OSError:
             return 0
         return int(sum(float(value) for value in re.findall(UNDER_WAY, text, re.MULTILINE)))
 
-    def stop(self) -> None:
-        """Stop the server and the processes of its models, and remove what they left in shared memory."""
-        if self.process is not None:
-            self.process.terminate()  # the server ends its models
-            try:
-                self.process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.on_log("warning", f"the server did not stop within {STOP_SECONDS:.0f} s and is killed")
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)  # the models as well, should any be left
-            self.process.wait()
-            # A server that was killed could not remove these itself.
-            shutil.rmtree(folder_of_server(self.process.pid), ignore_errors=True)
-            for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):
-                region.unlink(missing_ok=True)
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+    def _address(self, service: str) -> str:
+        return addresses.join(addresses.reachable(self.config.host), self.ports[service])
 
-    def _start(self, triton: Triton) -> None:
-        self.ports = choose_ports(self.config)
-        command = [str(triton.binary), *arguments(self.config, self.ports, self._shared_memory)]
+    def _start(self, run_folder: RunFolder) -> None:
+        self._ready, self.last_error = False, ""
+        if not self.ports:
+            self.ports = choose_ports(self.config)
+        shutil.rmtree(run_folder.folder("triton"))
+        triton = find_triton(run_folder.folder("triton"))
+        command = [str(triton.binary), *arguments(self.config, self.ports, run_folder.shared_memory_prefix)]
+        if self.config.shared_memory and knows_option(triton, "allow-client-shm"):
+            command.append("--allow-client-shm=true")
         if triton.backends is not None:
             command += ["--backend-directory", str(triton.backends)]
         self.process = subprocess.Popen(
             command,
-            env={**os.environ, **triton.environment},
+            env=_environment(triton, run_folder),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            cwd=self._scratch,  # an empty folder: Python imports what lies in its working folder before anything else
+            # An empty folder: Python imports what lies in its working folder before anything else.
+            cwd=run_folder.folder("empty"),
             start_new_session=True,  # so that Ctrl-C reaches the launcher only
-            preexec_fn=_end_with_parent,
+            preexec_fn=_prepare_child,
         )
         threading.Thread(target=self._read_log, args=(self.process,), daemon=True).start()
 
@@ -187,180 +207,39 @@ class Server:
 
     def _wait_until_ready(self) -> None:
         assert self.process is not None
+        assert self._run_folder is not None
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
             if (code := self.process.poll()) is not None:
                 time.sleep(0.2)  # until the rest of its log is read
                 kind = ServerCrashError if code < 0 else ServerError
-                raise kind(f"Triton stopped with exit code {code} before it was ready: {self.last_error}")
-            if is_ready(self.http_url):
+                raise kind(f"Triton stopped before it was ready ({_ending(code)}): {self.last_error}")
+            ready = is_ready(self.http_url)
+            self._run_folder.keep_shared_memory_private()
+            if ready:
                 self._model_processes = _children(self.process.pid)
+                self._ready = True
                 return
             time.sleep(0.1)
         raise ServerError(f"Triton was not ready after {READY_SECONDS:.0f} s: {self.last_error}")
 
 
-def run_until_stopped(config: ServerConfig, show_log: Callable[[str, str], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM; print the addresses when the server is ready.
-
-    Requests under way are finished first, for `DRAIN_SECONDS` at most; a second signal stops the server at once.
-
-    Args:
-        config: how the server listens.
-        show_log: called for each line of the server's log with its severity and its text.
-
-    Raises:
-        ServerError: the server cannot start, has stopped by itself, or has lost the process of a model.
-    """
-    signals: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: signals.append(number))
-    with Server(config, show_log) as server:
-        key = " (with the API key)" if config.api_key is not None else ""
-        print(f"ready: gRPC {server.grpc_url}, HTTP http://{server.http_url}{key}, metrics {server.metrics_url}")
-        print(f"try:   diffbody restore photo.jpg --url {server.grpc_url}", flush=True)
-        while not signals:
-            time.sleep(0.2)
-            server.check()
-        print("stopping: requests under way are finished first; press Ctrl-C again to stop at once", flush=True)
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while len(signals) == 1 and time.monotonic() < deadline and server.requests_under_way():
-            time.sleep(0.2)
-
-
 def is_ready(http_url: str) -> bool:
-    """Whether the server at this address, "host:port", and all its models can answer."""
+    """Whether the server at this address of this machine, "host:port", and all its models can answer."""
     try:
-        with urllib.request.urlopen(f"http://{http_url}/v2/health/ready", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+        addresses.fetch_here(f"http://{http_url}/v2/health/ready", timeout=2)
+    except OSError:
         return False
+    return True
 
 
-def arguments(config: ServerConfig, ports: Mapping[str, int], shared_memory: str) -> list[str]:
-    """Triton's arguments, without the folder of its backends.
-
-    Args:
-        config: how the server listens.
-        ports: of the services "http", "grpc" and "metrics".
-        shared_memory: prefix of the names of its shared memory regions.
-    """
-    found = [
-        f"--model-repository={config.repository.resolve()}",
-        "--model-control-mode=none",
-        "--strict-readiness=true",
-        "--disable-auto-complete-config",
-        "--allow-metrics=true",
-        # An idle connection that is kept alive must not delay the end.
-        f"--exit-timeout-secs={STOP_SECONDS / 2:.0f}",
-        f"--log-verbose={config.verbose}",
-        # A large model takes minutes to load.
-        f"--backend-config=python,stub-timeout-seconds={READY_SECONDS:.0f}",
-        f"--backend-config=python,shm-region-prefix-name={shared_memory}",
-    ]
-    for service, port in ports.items():
-        found += [f"--{service}-port={port}", f"--{service}-address={config.host}"]
-    if config.api_key is not None:
-        found += [
-            f"--http-restricted-api={PROTECTED}:{API_KEY_HEADER}={config.api_key}",
-            f"--grpc-restricted-protocol={PROTECTED}:{API_KEY_HEADER}={config.api_key}",
-        ]
-    if config.trace is not None:
-        found += [
-            f"--trace-config=triton,file={config.trace.resolve()}",
-            "--trace-config=rate=1",
-            "--trace-config=level=TIMESTAMPS",
-        ]
-    return found
+def _environment(triton: Triton, run_folder: RunFolder) -> dict[str, str]:
+    return {**os.environ, **triton.environment, FOLDER_VARIABLE: str(run_folder.folder("notes"))}
 
 
-def find_triton(scratch: Path) -> Triton:
-    """The installed Triton: the one on the PATH or of NVIDIA's container, else the one in nvidia-pytriton.
-
-    Args:
-        scratch: a folder for links to nvidia-pytriton's backends, which need the stub of this Python beside them.
-
-    Raises:
-        ServerError: there is no Triton, or its Python backend cannot run in this Python.
-    """
-    check_numpy()
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    installed = shutil.which("tritonserver") or shutil.which("/opt/tritonserver/bin/tritonserver")
-    if installed is not None:
-        return Triton(Path(installed), {"PATH": path})
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or spec.origin is None:
-        raise ServerError("Triton Inference Server is not installed; install DiffBody with its extra 'serve'")
-    wheel = Path(spec.origin).parent / "tritonserver"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        raise ServerError(f"nvidia-pytriton has no Python backend for Python {version}; use 3.11 or 3.12")
-    backends = scratch / "backends"
-    (backends / "python").mkdir(parents=True)
-    for file in (*(wheel / "backends" / "python").glob("*.*"), stub):
-        (backends / "python" / file.name).symlink_to(file)
-    libraries = [wheel.parents[1] / "nvidia_pytriton.libs", Path(sysconfig.get_config_var("LIBDIR") or "")]
-    libraries_path = os.pathsep.join([*map(str, libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
-    return Triton(wheel / "bin" / "tritonserver", {"PATH": path, "LD_LIBRARY_PATH": libraries_path}, backends)
-
-
-def check_numpy() -> None:
-    """Raise if Triton's Python backend cannot work with this numpy.
-
-    Raises:
-        ServerError: numpy is 2 or later, with which that backend passes empty tensors.
-    """
-    import numpy
-
-    if int(numpy.__version__.partition(".")[0]) >= 2:
-        raise ServerError(
-            f"Triton's Python backend needs numpy below 2, but numpy {numpy.__version__} is installed; "
-            "install numpy 1.26 (Python 3.11 or 3.12)"
-        )
-
-
-def choose_ports(config: ServerConfig) -> dict[str, int]:
-    """The port of each service, "http", "grpc" and "metrics", which was free a moment ago.
-
-    Raises:
-        ServerError: a port is taken or asked for twice, or the address is not this machine's.
-    """
-    wanted = {"http": config.http_port, "grpc": config.grpc_port, "metrics": config.metrics_port}
-    sockets, ports = [], {}
-    try:
-        for service, port in wanted.items():
-            listener = socket.socket()
-            sockets.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((config.host, port))
-                listener.listen()
-            except (OSError, OverflowError) as error:
-                raise ServerError(
-                    f"the {service} port {config.host}:{port} cannot be opened ({error}): does a server run there "
-                    f"already? Choose another port with --{service}-port; 0 takes a free one"
-                ) from None
-            ports[service] = listener.getsockname()[1]
-    finally:
-        for listener in sockets:
-            listener.close()
-    return ports
-
-
-def parse_log_line(line: str) -> tuple[str, str] | None:
-    """Severity and text of one line of Triton's log; None for lines that tell a reader nothing."""
-    line = line.rstrip()
-    if found := re.match(r"([IWEF])\d{4} [\d:.]+ \d+ \S+\] ?(.*)", line):
-        severity = {"I": "info", "W": "warning"}.get(found[1], "error")
-        text = found[2].strip().strip('"').replace("\\n", "\n").partition("\n")[0].strip()
-        # Triton warns of these on every machine without a GPU.
-        if re.search(r"CUDA|Cuda|DCGM|NVML|pinned memory", text):
-            severity = "info"
-        return (severity, text) if text else None
-    if not line.strip(" +-|=") or line.startswith(("|", "Error: Failed to initialize NVML")):
-        return None
-    return "info", line.strip()
+def _ending(code: int) -> str:
+    """A process's exit code in words."""
+    return f"exit code {code}" if code >= 0 else f"by the signal {signal.Signals(-code).name}"
 
 
 def _children(pid: int) -> set[int]:
@@ -374,7 +253,11 @@ def _children(pid: int) -> set[int]:
     return found
 
 
-def _end_with_parent() -> None:
-    """Have this process ended when the launcher dies, in whatever way (Linux); called in the child."""
+def _prepare_child() -> None:
+    """Have this process killed when the launcher dies, in whatever way (Linux); called in the child.
+
+    A crash writes no core file: it would hold the pictures of clients, and gigabytes.
+    """
     set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

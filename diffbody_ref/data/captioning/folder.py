@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from diffbody_ref.data.captioning.endpoint import Endpoint, EndpointConfig, EndpointError
+from diffbody_ref.data.datasets import READING_THREADS
 from diffbody_ref.data.journal import Journal
+from diffbody_ref.data.parallel import map_in_order
 from diffbody_ref.data.readers import open_folder
 from diffbody_ref.data.readers.lines import METADATA, read_records
 from diffbody_ref.data.readers.pictures import PicturesReader
@@ -59,11 +62,29 @@ def open_captionable(folder: Path) -> PicturesReader:
 
 
 def pending(folder: Path, model: str | None = None) -> list[int]:
-    """Indices of the pictures without a caption; with `model`, of those without a caption from this model."""
+    """Indices of the pictures without a caption; with `model`, of those without a caption from this model.
+
+    A caption that this module wrote counts for the picture that it was written for, not for another one of its name.
+    """
     reader = open_captionable(folder)
-    models = {name: row.get("model", "") for name, row in _current_rows(folder).items()}
-    entries = [reader.entry(i) for i in range(len(reader))]
-    return [i for i, e in enumerate(entries) if not e.caption or (model is not None and models.get(e.name) != model)]
+    rows = _current_rows(folder)
+
+    def is_pending(index: int) -> bool:
+        entry = reader.entry(index)
+        row = rows.get(entry.name, {})
+        if not entry.caption or (model is not None and row.get("model", "") != model):
+            return True
+        return "digest" in row and row["digest"] != _digest_of(reader, index)
+
+    return [index for index, asked in enumerate(map_in_order(is_pending, range(len(reader)), READING_THREADS)) if asked]
+
+
+def _digest_of(reader: PicturesReader, index: int) -> str:
+    """SHA-256 of a picture's file, shortened; "" if it cannot be read."""
+    try:
+        return hashlib.sha256(reader.data(index)).hexdigest()[:32]
+    except (OSError, ValueError):
+        return ""
 
 
 def caption_folder(
@@ -134,6 +155,7 @@ class _Run:
     async def _caption_one(self, index: int, endpoint: Endpoint) -> None:
         name = self.reader.entry(index).name
         try:
+            digest = await asyncio.to_thread(_digest_of, self.reader, index)
             picture = await asyncio.to_thread(lambda: decode_levels(self.reader.data(index), name))
             caption = await endpoint.caption(picture)
         except EndpointError:
@@ -144,6 +166,7 @@ class _Run:
                 raise EndpointError(f"the first {GIVE_UP_AFTER} pictures all failed, the last by: {error}") from None
         else:
             record = {"file_name": name, "caption": dataclasses.asdict(caption), "model": self.model}
+            record["digest"] = digest
             self.journal.append(record)
             self.report.written += 1
         if self.progress is not None:

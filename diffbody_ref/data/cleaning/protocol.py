@@ -27,6 +27,7 @@ from diffbody_ref.data.readers.lines import METADATA, read_records
 from diffbody_ref.ops.files import remove_leftovers, write_whole
 from diffbody_ref.ops.progress import Progress
 
+DUPLICATE = "duplicate"  # reason for dropping a picture
 SETTINGS, LOG, IMAGES = "cleaning/settings.json", "cleaning/log.jsonl", "images"
 
 
@@ -41,8 +42,9 @@ def clean(
 ) -> CleaningReport:
     """Run the protocol.
 
-    A second run resumes where an earlier one stopped, processes pictures that are new in the source, and applies the
-    current decisions in review.tsv. The result does not depend on how often the run is interrupted.
+    A second run resumes where an earlier one stopped, processes pictures of the source that are new or not the same any
+    more, and applies the current decisions in review.tsv. A decision about a picture is not taken for another one under
+    its name. The result does not depend on how often the run is interrupted.
 
     Args:
         source: the pictures.
@@ -64,8 +66,8 @@ def clean(
     with Journal(out / LOG) as journal:
         for folder in (out, out / IMAGES, out / SHEETS, (out / LOG).parent):
             remove_leftovers(folder)
-        done = {record["name"] for record in journal.records}
-        seen = {record["digest"] for record in journal.records if "digest" in record}
+        done = _still_so(source, latest(journal.records), workers)
+        seen = {record["digest"] for record in done.values() if "digest" in record}
         missing = [i for i in range(len(source)) if source.entry(i).name not in done]
         finished = len(source) - len(missing)
         find_people = load() if missing else None
@@ -75,6 +77,30 @@ def clean(
             if progress is not None:
                 progress(finished, len(source), entry.name)
         return _finish(out, journal.records)
+
+
+def latest(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The journal's last line about each picture, by name, in the order in which the pictures came first."""
+    return {record["name"]: record for record in records}
+
+
+def _still_so(source: Reader, records: dict[str, dict[str, Any]], workers: int) -> dict[str, dict[str, Any]]:
+    """The records that hold: all but those of pictures that have other contents now, or are no duplicates any more."""
+    indices = [index for index in range(len(source)) if source.entry(index).name in records]
+    now = map_in_order(lambda index: (source.entry(index).name, _digest_of(source, index)), indices, workers)
+    changed = {name for name, found in now if records[name].get("digest") != found}
+    held = {name: record for name, record in records.items() if name not in changed}
+    firsts = {record.get("digest") for record in held.values() if record.get("reason") != DUPLICATE}
+    return {n: r for n, r in held.items() if r.get("reason") != DUPLICATE or r["digest"] in firsts}
+
+
+def _digest_of(source: Reader, index: int) -> str | None:
+    """The digest of a picture's file; None if it cannot be read."""
+    try:
+        data = source.data(index)
+    except (OSError, ValueError):
+        return None
+    return digest(data) if data else None
 
 
 def apply_review(out: Path) -> CleaningReport:
@@ -135,26 +161,33 @@ def _record(
     """The journal's line for a picture; the crop of a kept picture is written first."""
     hashed = digest(data)
     if data and hashed in seen:
-        result = Dropped(SCREEN, "duplicate", "the same file came before under another name")
+        result = Dropped(SCREEN, DUPLICATE, "the same file came before under another name")
     seen.add(hashed)
     source = {"name": entry.name, **({"digest": hashed} if data else {})}
     if isinstance(result, Dropped):
         return {**source, **dataclasses.asdict(result)}
-    file = f"{IMAGES}/{file_name(entry.name)}.{config.format}"
+    file = f"{IMAGES}/{file_name(entry.name, hashed)}.{config.format}"
     write_whole(out / file, result.data)
     crop = {key: value for key, value in dataclasses.asdict(result).items() if key != "data"}
     labels = {"text": entry.caption, "identity": entry.identity, "camera": entry.camera}
     return {**source, "file": file, **crop, **{key: value for key, value in labels.items() if value not in ("", None)}}
 
 
-def file_name(name: str) -> str:
-    """A readable file name without folders for a picture of the source, different for different pictures."""
+def file_name(name: str, hashed: str) -> str:
+    """A readable file name without folders for a picture of the source, different for different pictures.
+
+    Args:
+        name: name of the picture.
+        hashed: its `digest`: what is known of a picture's file, such as a caption, does not pass to another picture.
+    """
     readable = re.sub(r"[^A-Za-z0-9]+", "_", name.rpartition(".")[0] or name).strip("_")[-60:]
-    return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{readable}-{hashlib.sha256(f'{name} {hashed}'.encode()).hexdigest()[:8]}"
 
 
 def _finish(out: Path, records: list[dict[str, Any]]) -> CleaningReport:
     """Write contact sheets, review.tsv, metadata.jsonl and the report from the journal's records."""
+    replaced = {record["file"] for record in records if "file" in record}
+    records = list(latest(records).values())
     kept = [record for record in records if "file" in record]
     decisions = read_review(out)
     write_sheets(out, kept)
@@ -164,6 +197,8 @@ def _finish(out: Path, records: list[dict[str, Any]]) -> CleaningReport:
     settings = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
     report = summarise(records, decisions, settings)
     report.write(out)
+    for file in replaced - {record["file"] for record in kept}:
+        (out / file).unlink(missing_ok=True)
     return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from diffbody_ref.data.readers.lines import first_record
 from diffbody_ref.ops.files import write_whole
+from diffbody_ref.ops.images import decode_levels
 
 REVIEW = "review.tsv"
 SHEETS = "sheets"
+SHOWN = "cleaning/sheets.json"  # the pictures that each sheet shows
 DECISIONS = KEEP, DROP = ("keep", "drop")
 COLUMNS = ("number", "decision", "note", "file", "sheet", "visible", "score", "enlargement", "source")
 
@@ -93,16 +97,21 @@ def write_review(out: Path, kept: Sequence[dict[str, Any]], decisions: dict[str,
 
 
 def write_sheets(out: Path, kept: Sequence[dict[str, Any]]) -> None:
-    """Write a JPEG for every `PER_SHEET` pictures, numbered as in the list; existing sheets stay."""
+    """Write a JPEG for every `PER_SHEET` pictures, numbered as in the list; sheets of the same pictures stay."""
     (out / SHEETS).mkdir(exist_ok=True)
     sheets = {first: out / sheet_name(first, len(kept)) for first in range(0, len(kept), PER_SHEET)}
+    index = out / SHOWN
+    before = first_record(index)
+    shown = {}
     for first, path in sheets.items():
-        if path.is_file():
+        files = shown[path.name] = [record["file"] for record in kept[first : first + PER_SHEET]]
+        if path.is_file() and before.get(path.name) == files:
             continue
         buffer = io.BytesIO()
-        pictures = [out / record["file"] for record in kept[first : first + PER_SHEET]]
-        draw_sheet(pictures, first + 1).save(buffer, format="JPEG", quality=JPEG_QUALITY)
+        draw_sheet([out / file for file in files], first + 1).save(buffer, format="JPEG", quality=JPEG_QUALITY)
         write_whole(path, buffer.getvalue())
+    index.parent.mkdir(exist_ok=True)
+    write_whole(index, json.dumps(shown) + "\n")
     for path in (out / SHEETS).glob("*.jpg"):
         if path not in sheets.values():  # the last sheet of an earlier, shorter list
             path.unlink()
@@ -111,8 +120,8 @@ def write_sheets(out: Path, kept: Sequence[dict[str, Any]]) -> None:
 def draw_sheet(pictures: Sequence[Path], number: int) -> Image.Image:
     """Draw pictures of one size in rows, numbered from `number`."""
     font = ImageFont.load_default(size=LABEL - 6)
-    with Image.open(pictures[0]) as first:
-        width = round(CELL * first.width / first.height)
+    height, width = decode_levels(pictures[0].read_bytes(), str(pictures[0])).shape[:2]
+    width = round(CELL * width / height)
     columns = min(COLUMNS_PER_SHEET, len(pictures))
     rows = -(-len(pictures) // columns)
     step = (width + GAP, CELL + LABEL + GAP)
@@ -120,7 +129,7 @@ def draw_sheet(pictures: Sequence[Path], number: int) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for i, path in enumerate(pictures):
         x, y = GAP + i % columns * step[0], GAP + i // columns * step[1]
-        with Image.open(path) as picture:
-            sheet.paste(picture.convert("RGB").resize((width, CELL), Image.Resampling.LANCZOS), (x, y + LABEL))
+        picture = Image.fromarray(decode_levels(path.read_bytes(), str(path)))
+        sheet.paste(picture.resize((width, CELL), Image.Resampling.LANCZOS), (x, y + LABEL))
         draw.text((x, y), str(number + i), fill="black", font=font)
     return sheet

@@ -24,7 +24,16 @@ READERS: tuple[type[Reader], ...] = (
     PicturesReader,
 )
 
-__all__ = ["ALL", "READERS", "Entry", "Reader", "open_folder"]
+__all__ = ["ALL", "READERS", "Entry", "Reader", "folder_of", "open_folder"]
+
+
+def folder_of(source: str | Path) -> tuple[Path, str | None]:
+    """The folder and the split, if one is named, of a source such as "data/market:query"."""
+    folder = Path(source)
+    if folder.exists() or ":" not in folder.name:
+        return folder, None
+    name, _, split = str(source).rpartition(":")  # "FOLDER/:SPLIT" means the same
+    return Path(name), split
 
 
 def open_folder(source: str | Path) -> Reader:
@@ -38,10 +47,7 @@ def open_folder(source: str | Path) -> Reader:
         FileNotFoundError: the folder does not exist.
         ValueError: the folder's format or the split is unknown, or an index in the folder is broken.
     """
-    folder, split = Path(source), None
-    if not folder.exists() and ":" in folder.name:
-        name, _, split = str(source).rpartition(":")  # "FOLDER/:SPLIT" means the same
-        folder = Path(name)
+    folder, split = folder_of(source)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of pictures")
     for reader in READERS:

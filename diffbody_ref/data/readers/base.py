@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import numpy as np
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+from diffbody_ref.ops.formats import INPUT_SUFFIXES
+
 CAPTION_KEYS = ("text", "caption", "prompt", "description")
 ALL = "all"
 TRAIN = "train"
@@ -45,6 +46,7 @@ class Reader(ABC):
         format: name of the format, for messages.
         layout: how a folder of the format looks, for messages.
         labels: fields of `Person` that all pictures of the folder have.
+        originals: whether the format's pictures are sharp enough to stand for the truth in an evaluation.
 
     Args:
         folder: a folder for which `detect` is true.
@@ -57,6 +59,7 @@ class Reader(ABC):
     format: ClassVar[str]
     layout: ClassVar[str]
     labels: frozenset[str] = frozenset()
+    originals: ClassVar[bool] = True
 
     @abstractmethod
     def __init__(self, folder: Path, split: str | None = None) -> None: ...
@@ -81,6 +84,10 @@ class Reader(ABC):
             OSError: the file cannot be read.
             ValueError: the file holds no picture.
         """
+
+    def identities(self) -> list[int | str | None]:
+        """The identity of every picture; None where it is not known."""
+        return [self.entry(index).identity for index in range(len(self))]
 
     def parts(self, index: int) -> bytes | None:
         """The contents of the file with a picture's part labels (`diffbody_ref.ops.parts.PART_LABELS`), or None."""
@@ -108,7 +115,7 @@ def picture_names(folder: Path) -> Iterator[str]:
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if not name.startswith(".") and name.lower().endswith(INPUT_SUFFIXES):
                 yield (Path(parent) / name).relative_to(folder).as_posix()
 
 
@@ -144,6 +151,26 @@ def choose_split(folder: Path, split: str | None, known: tuple[str, ...]) -> str
     if split not in (*known, ALL):
         raise ValueError(f"{folder}: has no split {split!r}; it has {', '.join((*known, ALL))}")
     return split
+
+
+def check_identity(value: Any, where: str) -> int | str | None:
+    """Check and return an identity from an index.
+
+    Args:
+        value: the value in the index; None if there is none.
+        where: the index and the line, for the error message.
+
+    Raises:
+        ValueError: the value is neither a number nor a name.
+    """
+    if value is None or (isinstance(value, int | str) and not isinstance(value, bool)):
+        return value
+    raise ValueError(f"{where}: identity is {str(value)[:60]!r}; it must be a whole number or a name")
+
+
+def identified(identities: Sequence[int | str | None]) -> frozenset[str]:
+    """The labels of a folder with these identities and no other label: "identity" if every picture has one."""
+    return frozenset({"identity"} if identities and None not in identities else ())
 
 
 def caption_of(record: Mapping[str, Any]) -> str:

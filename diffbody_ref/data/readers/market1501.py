@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from diffbody_ref.data.readers.base import Entry, FilesReader, choose_split, picture_names
+from diffbody_ref.data.readers.base import Entry, FilesReader, choose_split, identified, picture_names
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 NAME = re.compile(r"(-1|\d{4})_c(\d)s\d_\d{6}_\d{2}")
@@ -19,6 +19,7 @@ class Market1501Reader(FilesReader):
     """Reader of Market-1501."""
 
     format = "Market-1501"
+    originals = False  # crops of a surveillance camera, enlarged to 64×128
     layout = "bounding_box_train/, query/ and bounding_box_test/ with files such as 0002_c1s1_000451_03.jpg"
 
     def __init__(self, folder: Path, split: str | None = None) -> None:
@@ -30,8 +31,7 @@ class Market1501Reader(FilesReader):
             for name in (known if chosen == "all" else (chosen,))
             for file in picture_names(folder / FOLDERS[name])
         ]
-        if all(entry.identity is not None for entry in self.entries):
-            self.labels = frozenset({"identity"})
+        self.labels = identified(self.identities())
 
     @classmethod
     def detect(cls, folder: Path) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffbody_ref.data.readers.base import ALL, CAPTION_KEYS, Entry, Reader, choose_split
+from diffbody_ref.data.readers.base import ALL, CAPTION_KEYS, Entry, Reader, check_identity, choose_split, identified
 
 if TYPE_CHECKING:
     import pyarrow
@@ -45,8 +45,7 @@ class ParquetReader(Reader):
         schemas = [_open(path, os.getpid()).schema_arrow for path in self.files]
         self._picture = [_picture_column(s, path) for s, path in zip(schemas, self.files, strict=True)]
         self._columns = [[key for key in (*CAPTION_KEYS, IDENTITY) if key in schema.names] for schema in schemas]
-        if schemas and all(IDENTITY in columns for columns in self._columns):
-            self.labels = frozenset({IDENTITY})
+        self.labels = identified(self.identities())
 
     @classmethod
     def detect(cls, folder: Path) -> bool:
@@ -60,7 +59,18 @@ class ParquetReader(Reader):
         columns = _read(self.files[file], group, tuple(self._columns[file]), os.getpid())
         record = {name: columns[name][row].as_py() for name in self._columns[file]}
         caption = next((record[key].strip() for key in CAPTION_KEYS if isinstance(record.get(key), str)), "")
-        return Entry(f"{self._names[file]}/{self._first(file, group) + row}", caption, record.get(IDENTITY))
+        name = f"{self._names[file]}/{self._first(file, group) + row}"
+        return Entry(name, caption, check_identity(record.get(IDENTITY), name))
+
+    def identities(self) -> list[int | str | None]:
+        found: list[int | str | None] = []
+        for file, group, rows in self._groups.tolist():
+            if IDENTITY not in self._columns[file]:
+                found += [None] * rows
+                continue
+            values = _read(self.files[file], group, (IDENTITY,), os.getpid())[IDENTITY].to_pylist()
+            found += [check_identity(value, self._names[file]) for value in values]
+        return found
 
     def data(self, index: int) -> bytes:
         file, group, row = self._place(index)
@@ -103,12 +113,17 @@ def _open(path: Path, process: int) -> pyarrow.parquet.ParquetFile:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not a parquet file: {error}") from None
+        raise ValueError(f"{path}: not a parquet file: {str(error)[:200]}") from None
 
 
 @lru_cache(2)  # a group's captions and its pictures
 def _read(path: Path, group: int, columns: tuple[str, ...], process: int) -> pyarrow.Table:
-    return _open(path, process).read_row_group(group, columns=list(columns), use_threads=False)
+    import pyarrow
+
+    try:
+        return _open(path, process).read_row_group(group, columns=list(columns), use_threads=False)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: row group {group} cannot be read: {str(error)[:200]}") from None
 
 
 def _picture_column(schema: Any, path: Path) -> str:

@@ -10,7 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from diffbody_ref.data.readers.base import Entry, FilesReader, caption_of, check_inside, choose_split, picture_names
+from diffbody_ref.data.readers.base import (
+    Entry,
+    FilesReader,
+    caption_of,
+    check_identity,
+    check_inside,
+    choose_split,
+    identified,
+    picture_names,
+)
 from diffbody_ref.data.readers.lines import METADATA, first_record, read_records
 
 
@@ -28,8 +37,7 @@ class PicturesReader(FilesReader):
             self.entries = [_listed(r, f"{index}, line {i}") for i, r in enumerate(read_records(index), 1)]
         else:
             self.entries = [Entry(name, _sidecar(folder / name)) for name in picture_names(folder)]
-        if self.entries and all(entry.identity is not None for entry in self.entries):
-            self.labels = frozenset({"identity"})
+        self.labels = identified(self.identities())
 
     @classmethod
     def detect(cls, folder: Path) -> bool:
@@ -40,9 +48,7 @@ def _listed(record: dict[str, Any], where: str) -> Entry:
     """The entry of a line of metadata.jsonl; `where` names the line in error messages."""
     if "file_name" not in record:
         raise ValueError(f"{where}: has no 'file_name'")
-    identity = record.get("identity")
-    if identity is not None and not isinstance(identity, int | str):
-        raise ValueError(f"{where}: identity is {identity!r}; it must be a number or a name")
+    identity = check_identity(record.get("identity"), where)
     return Entry(check_inside(record["file_name"], where), caption_of(record), identity)
 
 

@@ -7,13 +7,15 @@ too. The tar headers are read once; pictures and captions stay on disk and are r
 from __future__ import annotations
 
 import tarfile
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from diffbody_ref.data.readers.base import SUFFIXES, Entry, Reader, caption_of, choose_split
+from diffbody_ref.data.readers.base import Entry, Reader, caption_of, check_identity, choose_split, identified
 from diffbody_ref.data.readers.lines import parse_record
+from diffbody_ref.ops.formats import INPUT_SUFFIXES
 
 TEXT, RECORD = ".txt", ".json"
 
@@ -54,11 +56,22 @@ class WebDatasetReader(Reader):
     def __len__(self) -> int:
         return len(self._index)
 
+    @cached_property
+    def labels(self) -> frozenset[str]:  # type: ignore[override]
+        """Known once the records are read, which a folder without any need not do."""
+        return identified(self.identities())
+
+    def identities(self) -> list[int | str | None]:
+        if not self._index[:, 6].any():
+            return [None] * len(self)
+        return super().identities()
+
     def entry(self, index: int) -> Entry:
         text, data = self._file(index, 3), self._file(index, 5)
         record = parse_record(data.decode("utf-8", errors="replace"), f"{self._names[index]}{RECORD}") if data else {}
         caption = text.decode("utf-8", errors="replace") if text else caption_of(record)
-        return Entry(self._names[index], " ".join(caption.split()), record.get("identity"))
+        identity = check_identity(record.get("identity"), f"{self._names[index]}{RECORD}")
+        return Entry(self._names[index], " ".join(caption.split()), identity)
 
     def data(self, index: int) -> bytes:
         return self._file(index, 1)
@@ -70,7 +83,10 @@ class WebDatasetReader(Reader):
             return b""
         with self.shards[shard].open("rb") as file:
             file.seek(start)
-            return file.read(size)
+            data = file.read(size)
+        if len(data) < size:
+            raise ValueError(f"{self._names[index]}: its shard {self.shards[shard]} became shorter since it was opened")
+        return data
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -97,7 +113,7 @@ def _samples(shard: Path) -> list[tuple[str, tuple[Span, Span, Span]]]:
                 if parent + slash + stem != key:
                     samples += [(key, (spans[0], spans[1], spans[2]))] if spans[0].size else []
                     key, spans = parent + slash + stem, [Span(), Span(), Span()]
-                kind = {TEXT: 1, RECORD: 2}.get(suffix, 0 if suffix in SUFFIXES else None)
+                kind = {TEXT: 1, RECORD: 2}.get(suffix, 0 if suffix in INPUT_SUFFIXES else None)
                 if kind == 0 and spans[0].size:
                     raise ValueError(f"{shard}: two pictures of one sample, {member.name!r} and the one before it")
                 if kind is not None:

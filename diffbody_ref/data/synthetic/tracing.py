@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 from typing import Any
 
 import numpy as np
 import warp as wp
 
-wp.config.quiet = True
 _EPSILON = 1.5e-3  # distance in metres from a surface at which its secondary rays start; less than the thinnest cloth's
+
+UNWANTED = "Could not find or load the NVIDIA CUDA driver"  # warp's native code says so at every level
+
+
+def _start_quietly() -> None:
+    """Start warp without a greeting, and without its warning that a machine without a GPU has none."""
+    wp.config.log_level = wp.LOG_ERROR
+    with tempfile.TemporaryFile() as said:
+        sys.stderr.flush()
+        kept = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            wp.init()
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            said.seek(0)
+            lines = said.read().decode(errors="replace").splitlines()
+    for line in lines:
+        if UNWANTED not in line:
+            print(line, file=sys.stderr)
+
+
+_start_quietly()
 
 
 @wp.func

@@ -16,7 +16,19 @@ STAGES: dict[str, str] = {
     "diffusion": "diffbody_ref.training.stages.diffusion:DiffusionStage",
 }
 
-__all__ = ["STAGES", "TrainingStage", "build_stage"]
+__all__ = ["STAGES", "TrainingStage", "build_stage", "stage_class"]
+
+
+def stage_class(name: str) -> type[TrainingStage]:
+    """The class of a stage.
+
+    Raises:
+        ValueError: the stage is unknown.
+    """
+    if name not in STAGES:
+        raise ValueError(f"unknown stage {name!r}; known stages are {', '.join(STAGES)}")
+    module, attribute = STAGES[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def build_stage(config: TrainConfig) -> TrainingStage:
@@ -25,7 +37,4 @@ def build_stage(config: TrainConfig) -> TrainingStage:
     Raises:
         ValueError: the stage is unknown.
     """
-    if config.stage not in STAGES:
-        raise ValueError(f"unknown stage {config.stage!r}; known stages are {', '.join(STAGES)}")
-    module, name = STAGES[config.stage].split(":")
-    return getattr(importlib.import_module(module), name)(config)
+    return stage_class(config.stage)(config)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from diffbody_ref.components import load_component, load_or_build_component, save_component
-from diffbody_ref.data.datasets import PeopleFolder
+from diffbody_ref.data.datasets import Content, PeopleFolder
 from diffbody_ref.ops.options import check_preset
+from diffbody_ref.ops.progress import Progress, silent
 from diffbody_ref.training.config import TrainConfig
+from diffbody_ref.training.disk import writing
 
 
 class TrainingStage(nn.Module):
@@ -38,6 +42,8 @@ class TrainingStage(nn.Module):
         self.config = config
         self.people = PeopleFolder(config.data, training_size(config))
         self.people.require(self.needs, f"the stage {config.stage!r}")
+        self._contents: list[Content] | None = None
+        self.trained, self.frozen = self.components(config)
         for name in self.frozen:
             component = load_component(Path(config.pipeline), name)
             if isinstance(component, nn.Module):
@@ -45,6 +51,11 @@ class TrainingStage(nn.Module):
             setattr(self, name, component)
         for name in self.trained:
             setattr(self, name, self.load_or_build(name).train())
+
+    @classmethod
+    def components(cls, config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The names of the components that a run of this configuration trains, and of those that it only uses."""
+        return cls.trained, cls.frozen
 
     def train(self, mode: bool = True) -> TrainingStage:
         """Set the training mode of the trained networks; frozen networks stay in evaluation mode."""
@@ -58,8 +69,22 @@ class TrainingStage(nn.Module):
         """A component to train: loaded from the pipeline folder, or built if the folder does not contain it."""
         return load_or_build_component(Path(self.config.pipeline), name, self.config.preset)
 
-    def prepare(self, accelerator: Any) -> None:
+    def contents(self, accelerator: Any, progress: Progress = silent) -> list[Content]:
+        """Checksums of what the data holds of every picture, read once, by the main process."""
+        if self._contents is None:
+            found = [self.people.contents(progress) if accelerator.is_main_process else None]
+            if accelerator.num_processes > 1:
+                broadcast_object_list(found)
+            self._contents = found[0]
+        assert self._contents is not None
+        return self._contents
+
+    def prepare(self, accelerator: Any, progress: Progress = silent) -> None:
         """Work to do before the first step, for example an encoding pass; it can be resumed."""
+
+    def notices(self) -> list[str]:
+        """What whoever trains should know of the data, a line each."""
+        return []
 
     def checkpoint_gradients(self) -> None:
         """Let the networks through which the gradient passes compute activations twice instead of keeping them.
@@ -102,9 +127,18 @@ class TrainingStage(nn.Module):
         raise NotImplementedError
 
     def finish(self, pipeline: Path) -> None:
-        """Save the trained components to the pipeline folder; their weights are the moving averages."""
+        """Save the trained components to the pipeline folder; their weights are the moving averages.
+
+        Raises:
+            OSError: one cannot be written; the folder's is as it was.
+        """
         for name in self.trained:
-            save_component(pipeline, name, getattr(self, name))
+            try:
+                with writing(pipeline / name):
+                    save_component(pipeline, name, getattr(self, name))
+            except OSError:
+                shutil.rmtree(pipeline / f".{name}.new", ignore_errors=True)
+                raise
 
 
 def training_size(config: TrainConfig) -> tuple[int, int]:

@@ -15,15 +15,19 @@ import numpy as np
 import torch
 
 from diffbody_ref.components import load_or_build_component
+from diffbody_ref.data.datasets import content_checksum
 from diffbody_ref.models.control import ControlBranch, condition_latents, denoise
 from diffbody_ref.models.text import encode_prompt
 from diffbody_ref.models.vae import decode
+from diffbody_ref.ops.progress import Progress, silent
 from diffbody_ref.ops.samplers import alphas_cumprod, make_schedule
 from diffbody_ref.sampling import noise_source, sample
 from diffbody_ref.structure import batch_structure_maps
 from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.crops import degraded_pair
-from diffbody_ref.training.encoded import Arrays, EncodedRows, encode_missing, files_checksum, text_checksum
+from diffbody_ref.training.disk import writing
+from diffbody_ref.training.encoded import EncodedRows, encode_missing, networks_checksum
+from diffbody_ref.training.loaders import Arrays
 from diffbody_ref.training.lora import FOLDER as LORA_FOLDER
 from diffbody_ref.training.lora import add_lora, save_lora
 from diffbody_ref.training.stages.base import TrainingStage, channels_first, grid
@@ -44,9 +48,12 @@ class DiffusionStage(TrainingStage):
     swinir: Any  # None once the data is encoded, like the other encoders
     text_encoder: Any
 
+    @classmethod
+    def components(cls, config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        trained = TRAINED[config.tuning]
+        return trained, (*ENCODERS, *(name for name in DENOISER if name not in trained))
+
     def __init__(self, config: TrainConfig) -> None:
-        self.trained = TRAINED[config.tuning]
-        self.frozen = (*ENCODERS, *(name for name in DENOISER if name not in self.trained))
         super().__init__(config)
         pipeline = Path(config.pipeline)
         self.tokenizer = load_or_build_component(pipeline, "tokenizer", config.preset)
@@ -68,6 +75,16 @@ class DiffusionStage(TrainingStage):
             return ControlBranch.from_unet(self.unet, len(self.parts.part_names))
         return super().load_or_build(name)
 
+    def notices(self) -> list[str]:
+        """Captions are read as far as one chunk of the text encoder goes, unlike prompts (`ops.prompts`)."""
+        most = self.tokenizer.model_max_length
+        captions = [self.people.caption(index) for index in range(len(self.people))]
+        counts = [len(ids) for ids in self.tokenizer(captions, verbose=False)["input_ids"]]
+        cut = sum(count > most for count in counts)
+        if not cut:
+            return []
+        return [f"{cut} of {len(counts)} captions are longer than {most - 2} tokens: training read their beginnings"]
+
     def checkpoint_gradients(self) -> None:
         super().checkpoint_gradients()
         self.unet.enable_gradient_checkpointing()  # the control branch's gradient passes through it, even if frozen
@@ -78,37 +95,38 @@ class DiffusionStage(TrainingStage):
     def order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.config.seed, epoch]).permutation(len(self.people) * self.config.variants)
 
-    def prepare(self, accelerator: Any) -> None:
+    def prepare(self, accelerator: Any, progress: Progress = silent) -> None:
         """Encode the data, then release the networks that only the encoding needs, to free the GPU's memory."""
         config, folder = self.config, Path(self.config.output) / "encoded"
         self.to(accelerator.device)
         rows = len(self.people) * config.variants
         training_batch = config.batch_size // config.accumulation // accelerator.num_processes
         common = (accelerator, max(1, min(MAX_ENCODING_BATCH, training_batch)), config.workers)
-        self.encoded = EncodedRows(folder / "pictures", rows, self._picture_settings())
-        encode_missing(self.encoded, self._pair, self._encode_pictures, *common, "encoding pictures")
+        self.encoded = EncodedRows(folder / "pictures", rows, self._picture_settings(accelerator, progress))
+        encode_missing(self.encoded, self._pair, self._encode_pictures, *common, "encoding pictures", progress)
         for name in ("swinir", "pose_detector", "pose", "parts"):
             setattr(self, name, None)
         if config.cache_text and "text_encoder" in self.frozen:
             # The pictures' captions, then the empty caption.
             self.captions = [*(self.people.caption(index) for index in range(len(self.people))), ""]
-            weights = files_checksum([Path(config.pipeline) / "text_encoder"])
-            settings = {"captions": text_checksum(self.captions), "weights": weights}
+            tokens = (self._token_ids(caption).tobytes().hex() for caption in self.captions)
+            networks = networks_checksum(Path(config.pipeline), ["text_encoder"])
+            settings = {"captions": content_checksum(tokens), "networks": networks}
             self.texts = EncodedRows(folder / "captions", len(self.captions), settings)
-            encode_missing(self.texts, self._tokens, self._encode_captions, *common, "encoding captions")
+            encode_missing(self.texts, self._tokens, self._encode_captions, *common, "encoding captions", progress)
             self.text_encoder = None
 
-    def _picture_settings(self) -> dict[str, Any]:
-        """Everything that an encoded picture depends on."""
+    def _picture_settings(self, accelerator: Any, progress: Progress) -> dict[str, Any]:
+        """Everything that an encoded picture depends on: contents, whatever their files are called."""
         config = self.config
         return {
-            "pictures": text_checksum([self.people.entry(index).name for index in range(len(self.people))]),
+            "pictures": content_checksum(content.picture for content in self.contents(accelerator, progress)),
             "size": self.people.size,
             "seed": config.seed,
             "variants": config.variants,
             "structure": config.structure,
             "degradation": dataclasses.asdict(config.degradation),
-            "weights": files_checksum([Path(config.pipeline) / name for name in ENCODERS]),
+            "networks": networks_checksum(Path(config.pipeline), ENCODERS),
         }
 
     def _pair(self, row: int) -> Arrays:
@@ -207,4 +225,5 @@ class DiffusionStage(TrainingStage):
     def finish(self, pipeline: Path) -> None:
         super().finish(pipeline)
         if self.config.tuning == "lora":
-            save_lora(self.unet, pipeline)
+            with writing(pipeline / LORA_FOLDER):
+                save_lora(self.unet, pipeline)

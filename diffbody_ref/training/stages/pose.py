@@ -27,10 +27,9 @@ class PoseStage(TrainingStage):
     trained: tuple[str, ...] = ("pose_detector", "pose")
     needs = ("keypoints", "box")
 
-    def __init__(self, config: TrainConfig) -> None:
-        if config.tuning == "keypoints":
-            self.trained, self.frozen = ("pose",), ("pose_detector",)
-        super().__init__(config)
+    @classmethod
+    def components(cls, config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return (("pose",), ("pose_detector",)) if config.tuning == "keypoints" else (cls.trained, ())
 
     def compiled(self) -> list[torch.nn.Module]:
         detector = [self.pose_detector.backbone, self.pose_detector.head] if "pose_detector" in self.trained else []

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import math
-import time
 from typing import Any
 
 import numpy as np
 
 from diffbody_ref.ops.processing import preprocess
-from runtime.triton.contract import ALPHA, PICTURE, SETTINGS
-from runtime.triton.messages import read_request
+from runtime.triton.contract import ALPHA, PICTURE, SETTINGS, SOURCE, TICKET
+from runtime.triton.messages import read_request, write_source
 from runtime.triton.models import Model, read_tensors
-from runtime.triton.settings import Settings
+from runtime.triton.settings import Settings, Ticket
 
 
 class TritonPythonModel(Model):
-    """The tensors of `contract.REQUEST` → the padded picture, its alpha, the settings."""
+    """A ticket and the tensors of `contract.REQUEST` → the padded picture, its alpha, the settings."""
 
     def answer(self, request: Any) -> dict[str, np.ndarray]:
-        begin, most = time.time(), self.parameters.max_pixels
-        asked = read_request(read_tensors(request), most)
+        most, tensors = self.parameters.max_pixels, read_tensors(request)
+        ticket = Ticket.from_tensor(tensors.pop(TICKET.name))
+        self.check(ticket)
+        asked = read_request(tensors, most)
         options = self.restorer.settings.options(**asked.options)
         sizes = self.restorer.sizes(asked.picture, options)
         if sizes.padded_height * sizes.padded_width > most:
             size = f"{sizes.padded_width}x{sizes.padded_height}"
             raise ValueError(f"the picture is {size} at work, by its upscaling or padding; at most {most:,} pixels")
-        seconds = min(request.timeout() / 1e6 or math.inf, self.parameters.max_seconds)
         settings = Settings(
             options,
             sizes,
@@ -34,11 +33,13 @@ class TritonPythonModel(Model):
             asked.negative_prompt,
             asked.seed,
             asked.output_format,
-            deadline=begin + seconds,
+            asked.as_text,
+            ticket,
         )
         alpha = np.zeros((0, 0), np.float32) if asked.picture.alpha is None else asked.picture.alpha
         return {
             PICTURE.name: preprocess(asked.picture, sizes),
             ALPHA.name: alpha[None],
+            SOURCE.name: np.array([[write_source(asked.picture).encode()]], np.object_),
             SETTINGS.name: settings.to_tensor(),
         }

@@ -1,0 +1,38 @@
+"""What the results of `diffbody restore` depend on beside their sources."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from diffbody.cli.options import OutputOptions
+from diffbody.files import Recipe, sha256_of
+from diffbody_ref import __version__
+from runtime.bundle import MANIFEST
+
+
+def recipe(
+    call: dict[str, Any], outputs: OutputOptions, folder: Path | None, with_pytorch: bool, precision: str
+) -> Recipe:
+    """What results depend on beside their sources. Engine and device are not in it: they agree within rounding.
+
+    Args:
+        folder: of the bundle or the model; None is a server's, which does not tell its model.
+        with_pytorch: the model is run by PyTorch, which takes no notice of the precision.
+    """
+    settings = {**call, "quality": outputs.quality, "strip_metadata": outputs.strip_metadata}
+    if folder is None:
+        return Recipe(settings, None, __version__)
+    if with_pytorch:
+        return Recipe(settings, f"pytorch:{hash_of_model(folder)}", __version__)
+    return Recipe({**settings, "precision": precision}, f"bundle:{sha256_of(folder / MANIFEST)}", __version__)
+
+
+def hash_of_model(folder: Path) -> str:
+    """A hash of the files that PyTorch reads of a model's folder: configurations, vocabulary and weights."""
+    suffixes = (".json", ".txt", ".safetensors", ".bin")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
+    hashes = [(path.relative_to(folder).as_posix(), sha256_of(path)) for path in paths]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
