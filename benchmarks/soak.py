@@ -24,11 +24,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.launched import Launched, Resources, children_of_all_threads, launch, resources, wait_until
+from benchmarks.launched import Launched, Resources, children_of_all_threads, launch, resources, tritons, wait_until
 from benchmarks.timing import RESULTS, SAMPLES, machine
 from diffbody.cli.console import progress_bar, user_errors
 from diffbody_ref.ops.images import encode_image, read_image
-from runtime.triton.client import Client, ClientConfig, ClientError, UnavailableError, request_tensors
+from runtime.triton.client import Client, ClientConfig, ClientError, UnavailableError
+from runtime.triton.client_messages import request_tensors
 from runtime.triton.contract import MODEL
 from runtime.triton.request_notes import memory_folder
 from runtime.triton.run_folder import sweep
@@ -263,7 +264,7 @@ def kill_launchers(options: tuple[str, ...], count: int, found: Findings, advanc
             if number % 2:
                 launched.wait_for("")  # a line of its log
                 time.sleep(draw.uniform(0.0, 3.0))
-                triton = next(iter(children_of_all_threads(launched.process.pid)), 0)
+                triton = next(iter(tritons(launched.process.pid)), 0)
                 launched.process.kill()
             else:
                 with load(launched.address, found):
