@@ -40,7 +40,8 @@ from runtime.triton.run_folder import sweep
 
 SIZES = ((96, 64), (128, 128), (160, 96), (256, 128), (320, 192), (256, 256))  # (height, width) of what is sent
 SAMPLE_EVERY = 25  # requests between looks at what the server takes
-WARM_UP = 60  # requests: ten of each size
+WARM_UP = 75  # requests: some of each size
+IN_A_ROW = 2  # clients
 CLIENTS = 4  # that ask while something is killed
 LATE, BUSY, AWAY, RESTORED = "late", "busy", "away", "restored"  # what answers are, and that is all that they may be
 TARGETS = ("triton", "model", "launcher")
@@ -105,12 +106,13 @@ def run(
         ValueError: an answer was neither a picture nor a clear error, or something stayed behind.
     """
     total = requests + WARM_UP + rounds * crowd + kills * len(TARGETS)
-    done = 0
+    done, counting = 0, threading.Lock()
 
     def advance(count: int = 1) -> None:
         nonlocal done
-        done += count
-        progress(done, total)
+        with counting:
+            done += count
+            progress(done, total)
 
     found = Findings()
     sweep()
@@ -157,17 +159,21 @@ def pictures() -> list[bytes]:
 
 
 def ask_in_a_row(launched: Launched, count: int, found: Findings, advance: Callable[[], None]) -> None:
-    """Requests one after the other, and what the server takes as it goes."""
+    """Requests one after the other, from `IN_A_ROW` clients, and what the server takes as it goes."""
     sent = pictures()
-    with Client(ClientConfig((launched.address,), tries=100)) as client:
-        for number in range(-WARM_UP, count):
-            if number >= 0 and number % SAMPLE_EVERY == 0:
-                found.in_a_row.append((number, resources(launched)))
-            try:
-                client.restore(sent[number % len(sent)], num_inference_steps=4 + number % 5, seed=number + WARM_UP)
-            except ClientError as error:
-                found.unclear[str(error)] += 1
-            advance()
+
+    def ask(number: int) -> None:
+        try:
+            client.restore(sent[number % len(sent)], num_inference_steps=4 + number % 5, seed=number)
+        except ClientError as error:
+            found.unclear[str(error)] += 1
+        advance()
+
+    with Client(ClientConfig((launched.address,), tries=100)) as client, ThreadPoolExecutor(IN_A_ROW) as pool:
+        for number in range(0, WARM_UP + count, SAMPLE_EVERY):
+            if number >= WARM_UP:
+                found.in_a_row.append((number - WARM_UP, resources(launched)))
+            list(pool.map(ask, range(number, min(number + SAMPLE_EVERY, WARM_UP + count))))
     found.in_a_row.append((count, resources(launched)))
 
 
