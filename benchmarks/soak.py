@@ -38,7 +38,7 @@ from runtime.triton.contract import MODEL
 from runtime.triton.request_notes import memory_folder
 from runtime.triton.run_folder import sweep
 
-SIZES = ((96, 64), (128, 128), (160, 96), (256, 128), (320, 192), (256, 256))  # (height, width) of what is sent
+SIZES = ((96, 64), (128, 128), (160, 96), (64, 96), (256, 128), (192, 96))  # (height, width) of what is sent
 SAMPLE_EVERY = 25  # requests between looks at what the server takes
 WARM_UP = 75  # requests: some of each size
 IN_A_ROW = 2  # clients
