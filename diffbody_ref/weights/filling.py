@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import init_empty_weights
-from torch import Tensor, nn
+from torch import Tensor
 
 COUNTERS = r"(^|\.)num_batches_tracked$"  # counters of batch norm, which are not used; some files leave them out
 
