@@ -59,7 +59,7 @@ def _resnet(rest: str) -> str:
 
 
 def vae_layout(state: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """Stable Diffusion's names of an autoencoder's tensors (autoencoder.AutoencoderKL); its attention is of 1×1 convolutions."""
+    """Stable Diffusion's names of an autoencoder's tensors (AutoencoderKL), whose attention is of 1×1 convolutions."""
     result = {}
     for name, value in state.items():
         new = re.sub(r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2", name)

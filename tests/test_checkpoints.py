@@ -98,11 +98,12 @@ def test_code_in_a_file_does_not_run(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "net.pth"
     torch.save({"weight": torch.ones(2), "evil": MALICIOUS[kind]}, path, _use_new_zipfile_serialization=not old)
+    reason = ""
     try:
         assert open_checkpoint(path).tensors.keys() == {"weight"}
     except ValueError as error:
-        assert str(path) in str(error)
-        assert "\n" not in str(error)
+        reason = str(error)
+    assert reason == "" or re.fullmatch(rf"{re.escape(str(path))}: .+", reason)
     assert not (tmp_path / "RAN").exists()
     assert RAN not in "".join(capfd.readouterr())
 

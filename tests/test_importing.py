@@ -85,7 +85,7 @@ def control_for(unet: UNet2DConditionModel) -> ControlBranch:
 
 def written(path: Path, state: Any) -> Path:
     torch.save(state, path) if path.suffix != ".safetensors" else save_file(
-        {name: tensor.contiguous() for name, tensor in state.items()}, path
+        {name: tensor.clone() for name, tensor in state.items()}, path
     )
     return path
 
@@ -132,7 +132,7 @@ def test_padded_captions_are_embedded_as_by_diffusers(tmp_path: Path, version: i
     pad = "!" if version == 2 else "<|endoftext|>"
     theirs = CLIPTokenizer.from_pretrained(folder, pad_token=pad, model_max_length=77)
     pipeline = StableDiffusionPipeline(
-        small_vae(), small_text(version), theirs, small_unet(version), DDPMScheduler(), None, None, False
+        small_vae(), small_text(version), theirs, small_unet(version), DDPMScheduler(), None, None, None, False
     )
     captions = ["a woman in a red coat", "", "stop! look there, a man"]
     wanted, _ = pipeline.encode_prompt(captions, "cpu", 1, False)
