@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,7 +38,9 @@ CONFIGS: dict[str, dict] = {
 }
 
 # OpenCLIP pads with id 0, which is "!" in this vocabulary; CLIP pads with its end token.
-PAD_TOKENS = {"sd21": "!", "nano": "<|endoftext|>"}
+OPEN_CLIP_PAD, CLIP_PAD = "!", "<|endoftext|>"
+PAD_TOKENS = {"sd21": OPEN_CLIP_PAD, "nano": CLIP_PAD}
+VOCABULARY = ("vocab.json", "merges.txt")
 
 
 def build_text_encoder(preset: str) -> CLIPTextModel:
@@ -43,9 +48,26 @@ def build_text_encoder(preset: str) -> CLIPTextModel:
     return CLIPTextModel(CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **CONFIGS[preset]))
 
 
-def build_tokenizer(preset: str = "nano") -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer, from the vocabulary in this package."""
-    return CLIPTokenizer.from_pretrained(TOKENIZER_FOLDER, pad_token=PAD_TOKENS[preset])
+def build_tokenizer(pad_token: str = CLIP_PAD) -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer, from the vocabulary in this package.
+
+    Args:
+        pad_token: what fills short prompts up: the text encoder's, see `PAD_TOKENS`.
+    """
+    return CLIPTokenizer.from_pretrained(TOKENIZER_FOLDER, pad_token=pad_token)
+
+
+def save_tokenizer(folder: Path, pad_token: str) -> None:
+    """Write CLIP's tokenizer to a new folder: the vocabulary's two source files, and what to pad with.
+
+    They are a third of the size of the one file that transformers writes, and a bundle's runtime reads them.
+    """
+    folder.mkdir(parents=True)
+    for name in VOCABULARY:
+        shutil.copyfile(TOKENIZER_FOLDER / name, folder / name)
+    config = json.loads((TOKENIZER_FOLDER / "tokenizer_config.json").read_text(encoding="utf-8"))
+    text = json.dumps({**config, "pad_token": pad_token}, indent=2) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
 def prompt_tokenizer(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> PromptTokenizer:

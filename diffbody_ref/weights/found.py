@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from diffbody_ref.weights.checkpoint import Checkpoint
@@ -31,14 +32,16 @@ class Imported:
     """A component that was read.
 
     Attributes:
-        network: the component, which has diffusers' `save_pretrained`.
+        network: the component, which has diffusers' `save_pretrained`, or what the importer makes one of.
         ignored: by name, why a tensor of the checkpoint is not used. Every other one that the component answers for is.
         licence: the licence of the public weights of this source, in a few words.
+        files: the files that were read; () is the checkpoint itself.
     """
 
     network: Any
     ignored: Mapping[str, str]
     licence: str
+    files: tuple[Path, ...] = ()
 
 
 class Source(Protocol):
