@@ -22,7 +22,7 @@ from tests.published_pose import RtmPose, Yolox, randomise
 
 
 def assert_same(found: Tensor, wanted: Tensor) -> None:
-    """Equal up to the rounding of float32 (2⁻²⁴ each) in another order of a hundred layers; of one value more is due."""
+    """Equal up to the rounding of float32, 2⁻²⁴ an operation, in another order through a hundred layers."""
     assert found.shape == wanted.shape
     assert (found - wanted).norm() / wanted.norm() < 1e-5
     assert wanted.std() > 0.02  # of a network of zeros everything is equal

@@ -30,7 +30,7 @@ PUBLIC_SETS = {5: "five_v", 8: "eight"}  # part sets of the public checkpoints, 
 IGNORED = {
     r"_identity_classifier\.": "tells apart the people of its training data",
     r"^background_after_pooling_dim_reduce\.": "embeds the background, which nothing is compared by",
-    rf"^{BACKBONE}(classifier|fc)\.": "the backbone's own classifier, which nothing reads",
+    rf"^{BACKBONE}(classifier|fc)\.": "is the backbone's own classifier, which nothing reads",
     rf"^{BACKBONE}cls_head\.": "reduces channels before pooling, which this model does after it",
 }
 # What the configuration must say, where the file has one: the choices that `PartNet` states.

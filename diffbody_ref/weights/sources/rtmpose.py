@@ -27,8 +27,8 @@ KEYPOINTS, CELLS = "head.final_layer.weight", "head.mlp.1.weight"
 NEEDED = {STEM: 4, KEYPOINTS: 4, CELLS: 2, "head.gau.gamma": 2, "head.cls_x.weight": 2, "head.cls_y.weight": 2}
 SIZES = {0.375: "t", 0.5: "s", 0.75: "m", 1.0: "l", 1.25: "x"}  # by the multiplier of channels
 IGNORED = {
-    r"^data_preprocessor\.": "mean and deviation of the pictures, which this project knows",
-    r"^head\.loss_module\.": "a parameter of the training's loss",
+    r"^data_preprocessor\.": "is the mean or deviation of pictures, which this project knows",
+    r"^head\.loss_module\.": "belongs to the training's loss",
 }
 
 
