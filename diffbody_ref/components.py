@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffbody_ref.models import parts, pose, swinir
 from diffbody_ref.models.control import ControlBranch
+from diffbody_ref.models.graphs import GRAPH, GraphDetector, GraphEstimator
 from diffbody_ref.models.text import PAD_TOKENS, build_text_encoder, build_tokenizer
 from diffbody_ref.models.unet import build_unet
 from diffbody_ref.models.vae import build_vae
@@ -34,6 +35,8 @@ COMPONENT_CLASSES: dict[str, type[Any]] = {
     "control": ControlBranch,
     "scheduler": DDPMScheduler,
 }
+GRAPH_CLASSES: dict[str, type[Any]] = {"pose_detector": GraphDetector, "pose": GraphEstimator}
+"""Components that may also be an ONNX graph."""
 
 
 def build_scheduler(preset: str) -> DDPMScheduler:
@@ -88,7 +91,8 @@ def load_component(folder: Path, name: str, dtype: torch.dtype = torch.float32) 
     """
     if not (folder / name).is_dir():
         raise FileNotFoundError(f"{folder}: no component {name!r} there; train or import it first")
-    kind = COMPONENT_CLASSES[name]
+    graph = name in GRAPH_CLASSES and (folder / name / GRAPH).is_file()
+    kind = GRAPH_CLASSES[name] if graph else COMPONENT_CLASSES[name]
     try:
         if name == "scheduler":
             return load_scheduler(folder / name)

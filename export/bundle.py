@@ -14,6 +14,7 @@ import torch
 
 from diffbody_ref import __version__
 from diffbody_ref.libraries import silence_libraries
+from diffbody_ref.models.graphs import GRAPH
 from diffbody_ref.ops.devices import PRECISIONS
 from diffbody_ref.ops.files import replace_folder
 from diffbody_ref.ops.progress import Progress, silent
@@ -113,7 +114,11 @@ def _networks(model: Path) -> list[Path]:
                 raise ValueError(f"{path}: a link that leads nowhere; a model must be complete to be exported")
             if path.is_symlink() and path.resolve() in around:
                 raise ValueError(f"{path}: a link that leads back to a folder around it")
-        found += [here / name for name in files if Path(name).suffix not in GRAPHS and name not in made]
+        found += [
+            here / name
+            for name in files
+            if name == GRAPH or (Path(name).suffix not in GRAPHS and name not in made)  # a component may be a graph
+        ]
     if not any(path.suffix == ".safetensors" for path in found):
         raise ValueError(f"{model}: holds no weights (*.safetensors)")
     return sorted(path for path in found if path.is_file())

@@ -12,9 +12,11 @@ import onnx
 import torch
 from onnxscript import rewriter
 
+from diffbody_ref.models.graphs import GraphModel
 from diffbody_ref.ops.tensors import split_side
 from diffbody_ref.stages import BoundStage
 from diffbody_ref.stages.base import Signature
+from export.foreign import graph_around
 from export.gradient import gradient_graph
 from export.weights import WeightStore, share_weights
 
@@ -31,6 +33,20 @@ def export_onnx(stage: BoundStage, path: Path, store: WeightStore) -> Path:
     Raises:
         ValueError: the graph does not have the inputs, outputs or dynamic sizes of the stage.
     """
+    foreign = next((module for module in stage.module.modules() if isinstance(module, GraphModel)), None)
+    model = _traced(stage) if foreign is None else graph_around(stage, foreign, _traced)
+    _strip(model)
+    _check(model, stage)
+    share_weights(model, store)
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < EXTERNAL_FROM:
+        onnx.save(model, path)
+    else:
+        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data", convert_attribute=False)
+    return path
+
+
+def _traced(stage: BoundStage) -> onnx.ModelProto:
+    """The graph of a stage's module."""
     signature, feed = stage.signature, stage.example(_tracing_sizes(stage.signature))
     args = tuple(torch.from_numpy(feed[spec.name]) for spec in signature.inputs)
     module = gradient_graph(stage.module, args) if stage.module.has_gradient else stage.module
@@ -49,15 +65,7 @@ def export_onnx(stage: BoundStage, path: Path, store: WeightStore) -> Path:
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
-    _strip(model)
-    _check(model, stage)
-    share_weights(model, store)
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < EXTERNAL_FROM:
-        onnx.save(model, path)
-    else:
-        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data", convert_attribute=False)
-    return path
+    return program.model_proto
 
 
 def _weights_as_they_are() -> Any:

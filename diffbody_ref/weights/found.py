@@ -36,12 +36,14 @@ class Imported:
         ignored: by name, why a tensor of the checkpoint is not used. Every other one that the component answers for is.
         licence: the licence of the public weights of this source, in a few words.
         files: the files that were read; () is the checkpoint itself.
+        note: what else a user should know of how it was read, in a few words.
     """
 
     network: Any
     ignored: Mapping[str, str]
     licence: str
     files: tuple[Path, ...] = ()
+    note: str = ""
 
 
 class Source(Protocol):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffbody_ref.models.graphs import GraphModel
 from diffbody_ref.weights.checkpoint import Checkpoint
 from diffbody_ref.weights.found import Found, Imported
 
@@ -55,7 +56,7 @@ class Provenance:
             found.component,
             source,
             checkpoint.path.name,
-            found.what,
+            ", ".join(filter(None, (found.what, read.note))),
             parameter_count(read.network),
             self._hashes[files],
             read.licence,
@@ -75,6 +76,8 @@ def sha256(files: Iterable[Path]) -> str:
 
 def parameter_count(network: Any) -> int:
     """Number of a network's parameters; 0 of what is none."""
+    if isinstance(network, GraphModel):
+        return network.num_parameters()
     return sum(p.numel() for p in network.parameters()) if hasattr(network, "parameters") else 0
 
 

@@ -3,7 +3,29 @@
 from __future__ import annotations
 
 from diffbody_ref.weights.found import Source
-from diffbody_ref.weights.sources import diffbir, folders, lora, stable_diffusion, swinir, tiny_autoencoder
+from diffbody_ref.weights.sources import (
+    bpbreid,
+    diffbir,
+    folders,
+    graphs,
+    lora,
+    rtmpose,
+    stable_diffusion,
+    swinir,
+    tiny_autoencoder,
+    yolox,
+)
 
-SOURCES: tuple[Source, ...] = (folders, stable_diffusion, diffbir, swinir, tiny_autoencoder, lora)
+SOURCES: tuple[Source, ...] = (
+    folders,
+    stable_diffusion,
+    diffbir,
+    swinir,
+    bpbreid,
+    rtmpose,
+    yolox,
+    graphs,
+    tiny_autoencoder,
+    lora,
+)
 """Every source. What one of them recognises, no other one does."""

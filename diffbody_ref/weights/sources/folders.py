@@ -12,7 +12,9 @@ import torch
 from diffusers import AutoencoderTiny
 from safetensors import SafetensorError, safe_open
 
-from diffbody_ref.components import COMPONENT_CLASSES
+from diffbody_ref.components import COMPONENT_CLASSES, GRAPH_CLASSES
+from diffbody_ref.models.graphs import GRAPH
+from diffbody_ref.models.graphs import WEIGHTS as GRAPH_WEIGHTS
 from diffbody_ref.models.text import build_tokenizer
 from diffbody_ref.weights import schedules
 from diffbody_ref.weights.checkpoint import Checkpoint, open_checkpoint
@@ -66,6 +68,9 @@ def _component(folder: Path) -> Found | None:
         return None
     config = read_json(folder / "config.json")
     names = [config.get("_class_name"), *(config.get("architectures") or [])]
+    for component, kind in GRAPH_CLASSES.items():
+        if kind.__name__ in names:
+            return Found(component, f"{kind.__name__}, an ONNX graph", {"path": folder, "graph": kind})
     for component, kind in CLASSES.items():
         if kind.__name__ in names:
             variant, suffix = _variant(folder)
@@ -92,6 +97,8 @@ def read(checkpoint: Checkpoint, found: Found) -> Imported:
         names = ("vocab.json", "merges.txt", "tokenizer.json")
         files = tuple(folder / name for name in names if (folder / name).is_file())
         return Imported(build_tokenizer(found.config["pad"]), {}, "MIT (CLIP)", files)
+    if kind := found.config.get("graph"):
+        return Imported(kind.from_pretrained(folder), {}, LICENCE, (folder / GRAPH, folder / GRAPH_WEIGHTS))
     return Imported(_network(folder, found), {}, LICENCE, tuple(weight_files(folder)))
 
 

@@ -1,0 +1,62 @@
+"""Stages of a network that is an ONNX graph itself: what the stage does around it is traced, and both are joined."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import onnx
+from torch import Tensor
+
+from diffbody_ref.models.graphs import GraphModel
+from diffbody_ref.stages import BoundStage
+from diffbody_ref.stages.base import Signature, Stage, uniform
+
+NETWORK = "network/"  # prefix of the names in the network's own graph
+
+
+def graph_around(
+    stage: BoundStage, network: GraphModel, trace: Callable[[BoundStage], onnx.ModelProto]
+) -> onnx.ModelProto:
+    """The graph of a stage whose first input goes to a network that is a graph.
+
+    Args:
+        stage: of that network.
+        network: in the stage's module.
+        trace: makes the graph of a stage that PyTorch runs.
+    """
+    rest = trace(_rest_of(stage, network))
+    inner = onnx.compose.add_prefix(network.load(), NETWORK, rename_inputs=False)
+    inner.ir_version = rest.ir_version
+    outputs = [value.name for value in inner.graph.output]
+    return onnx.compose.merge_models(inner, rest, io_map=[(name, name) for name in outputs])
+
+
+def _rest_of(stage: BoundStage, network: GraphModel) -> BoundStage:
+    """What a stage does with its other inputs and the network's outputs."""
+    whole, (_, made) = stage.signature, network.settings.tensors()
+    outputs = tuple(dataclasses.replace(spec, name=f"{NETWORK}{spec.name}") for spec in made)
+    inputs = (*outputs, *whole.inputs[1:])
+    draw = {spec.name: whole.draw.get(spec.name, uniform) for spec in inputs}
+    signature = Signature(inputs, whole.outputs, whole.sizes, draw)
+    return BoundStage(stage.name, _Rest(stage.module, network, len(outputs)), signature)
+
+
+class _Rest(Stage):
+    """A stage's module that is given its network's outputs in place of the first input."""
+
+    components = ()
+
+    def __init__(self, stage: Stage, network: GraphModel, count: int) -> None:
+        super().__init__()
+        self.stage, self.network, self.count = stage, network, count
+
+    def forward(self, *tensors: Tensor) -> Any:
+        made, others = tensors[: self.count], tensors[self.count :]
+        with patch.object(self.network, "forward", lambda _: made if self.count > 1 else made[0]):
+            return self.stage(made[0], *others)
+
+    def signature(self, geometry: Any, settings: Any) -> Signature:
+        return self.stage.signature(geometry, settings)
