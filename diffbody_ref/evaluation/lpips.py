@@ -129,7 +129,8 @@ class LPIPS(nn.Module):
         for convolution, layer in zip(self.layers, self.backbone.layers, strict=True):
             x = F.relu(convolution(F.max_pool2d(x, layer.pool, 2) if layer.pool else x))
             if layer.compared:
-                outputs.append(F.normalize(x.float(), dim=1, eps=1e-10))
+                full = x.to(torch.promote_types(x.dtype, torch.float32))  # half precision overflows in a sum of squares
+                outputs.append(F.normalize(full, dim=1, eps=1e-10))
         return outputs
 
     def distance(self, one: list[Tensor], other: list[Tensor]) -> Tensor:
