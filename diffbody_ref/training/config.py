@@ -24,6 +24,9 @@ TUNINGS = {
     "pose": ("full", "keypoints"),
 }
 
+IMAGE_LOSSES = ("squared_weight", "l1_weight", "lpips_weight", "adversary_weight")
+MIXED = ("swinir", "vae", "pose")  # the stages whose samples come in an order that they do not choose themselves
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -35,6 +38,7 @@ class TrainConfig:
         pipeline: folder in diffusers' layout; frozen components are read from it, trained ones are written to it.
         data: folders of pictures, in any format of `diffbody_ref.data.readers`; "FOLDER:SPLIT" is one split of a
             folder. The stages `pose` and `parts` need the labels that `diffbody synth` writes.
+        data_weights: weight of each folder of `data` among the samples; empty takes every picture equally often.
         output: folder of this run's checkpoints, log and sample pictures.
         steps: number of optimizer steps.
         batch_size: pictures per step, over all processes and accumulation rounds.
@@ -50,6 +54,8 @@ class TrainConfig:
         seed: seed of the order of the data, of everything random in a sample, of noise and of fresh weights.
         height: height of training pictures in pixels; others are scaled and cut to it. 0 is the preset's base size.
         width: width of training pictures in pixels; others are scaled and cut to it. 0 is the preset's base size.
+        resize: False leaves pictures as large as they are, and training crops are cut from any place of them; only the
+            stage `swinir` can.
         crop: side of random square training crops in pixels; 0 uses whole pictures.
         caption_dropout: probability of an empty caption, for classifier-free guidance.
         variants: degradations per picture that the diffusion stage encodes before training.
@@ -63,6 +69,11 @@ class TrainConfig:
             0 in BPBReID.
         relative_loss: divide eq. 2 by the error of the degraded picture, so that a mild degradation counts as much as
             a heavy one, as it does in a mean of decibels; False is the plain eq. 2.
+        squared_weight: weight of the squared error, eq. 2, in the stage `swinir`.
+        l1_weight: weight of the mean absolute error.
+        lpips_weight: weight of LPIPS on VGG16 (see `diffbody_ref.evaluation.lpips`).
+        adversary_weight: weight of the loss against an adversary (see `diffbody_ref.training.adversary`).
+        adversary_learning_rate: the adversary's peak learning rate.
         tuning: what the stage trains. "full" is everything. The diffusion stage (text encoder, U-Net and control
             branch) also has "control" (the control branch alone, as in ControlNet, DiffBIR and the paper) and "lora"
             (the control branch, and low-rank updates of the U-Net's attention; Hu et al. 2021, arXiv:2106.09685), `vae`
@@ -78,6 +89,8 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints.
         sample_every: steps between sample pictures.
         log_every: steps between lines of the log.
+        held_out: folders of pictures on which the stage `swinir` is measured; none of them may be trained on.
+        measure_every: steps between measures on the held-out pictures.
         workers: processes that read and degrade pictures; 0 does this in the training process.
         degradation: ranges of the degradations, see `DegradationConfig`.
 
@@ -93,6 +106,7 @@ class TrainConfig:
     steps: int
     batch_size: int
     learning_rate: float
+    data_weights: tuple[float, ...] = ()
     optimizer: str = "adamw"
     accumulation: int = 1
     warmup_steps: int = 100
@@ -103,6 +117,7 @@ class TrainConfig:
     seed: int = 0
     height: int = 0
     width: int = 0
+    resize: bool = True
     crop: int = 0
     caption_dropout: float = 0.1
     variants: int = 1
@@ -112,6 +127,11 @@ class TrainConfig:
     pixel_weight: float = 0.35
     overlap_weight: float = 0.0
     relative_loss: bool = False
+    squared_weight: float = 1.0
+    l1_weight: float = 0.0
+    lpips_weight: float = 0.0
+    adversary_weight: float = 0.0
+    adversary_learning_rate: float = 1e-4
     tuning: str = "full"
     lora_rank: int = 16
     cache_text: bool = True
@@ -123,6 +143,8 @@ class TrainConfig:
     checkpoint_every: int = 500
     sample_every: int = 500
     log_every: int = 20
+    held_out: tuple[str, ...] = ()
+    measure_every: int = 500
     workers: int = 1
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
 
@@ -134,24 +156,42 @@ class TrainConfig:
             "checkpoint_every",
             "sample_every",
             "log_every",
+            "measure_every",
             "variants",
             "lora_rank",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be a positive number")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}")
-        if not (math.isfinite(self.timestep_power) and self.timestep_power > 0):
-            raise ValueError(f"timestep_power is {self.timestep_power}; it must be a positive number")
-        if not (math.isfinite(self.minutes) and self.minutes >= 0):
-            raise ValueError(f"minutes is {self.minutes}; it must be at least 0")
+        for name in ("learning_rate", "adversary_learning_rate", "timestep_power"):
+            if not (math.isfinite(value := getattr(self, name)) and value > 0):
+                raise ValueError(f"{name} is {value}; it must be a positive number")
+        for name in ("minutes", *IMAGE_LOSSES):
+            if not (math.isfinite(value := getattr(self, name)) and value >= 0):
+                raise ValueError(f"{name} is {value}; it must be at least 0")
+        if not any(getattr(self, name) for name in IMAGE_LOSSES):
+            raise ValueError(f"{', '.join(IMAGE_LOSSES)} are all 0; one must be above")
+        if not all(math.isfinite(weight) and weight > 0 for weight in self.data_weights):
+            raise ValueError(f"data_weights are {self.data_weights}; each must be a positive number")
+        self._check_stage()
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
         if self.tuning not in (tunings := TUNINGS.get(self.stage, ("full",))):
             raise ValueError(f"tuning is {self.tuning!r}; the stage {self.stage!r} has {', '.join(tunings)}")
+
+    def _check_stage(self) -> None:
+        """Check that the stage has what is asked of it."""
+        for name, asked in (("resize = false", not self.resize), ("held_out", bool(self.held_out))):
+            if asked and self.stage != "swinir":
+                raise ValueError(f"{name}: only the stage 'swinir' can do this, not {self.stage!r}")
+        if self.data_weights and self.stage not in MIXED:
+            raise ValueError(f"data_weights: only the stages {', '.join(MIXED)} mix folders, not {self.stage!r}")
+        if self.data_weights and len(self.data_weights) != len(self.data):
+            raise ValueError(f"data_weights has {len(self.data_weights)} values; data has {len(self.data)} folders")
+        if not (self.resize or self.crop):
+            raise ValueError("resize = false: pictures of different sizes make no batch; set crop, too")
 
 
 def load_config(path: Path) -> TrainConfig:

@@ -9,16 +9,32 @@ from diffbody_ref.ops.images import resize
 from diffbody_ref.training.config import TrainConfig
 
 
-def mirrored(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The picture or, half of the time, its mirror image."""
-    return picture[:, ::-1] if rng.random() < 0.5 else picture
+def mirrored(arrays: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """All (H, W, ...) arrays or, half of the time, their mirror images."""
+    return [a[:, ::-1] for a in arrays] if rng.random() < 0.5 else arrays
 
 
-def degraded_pair(picture: np.ndarray, rng: np.random.Generator, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(x, y) of a uint8 picture: x is float32 in [0, 1]; y is its degraded version at the same size (bicubic)."""
+def degraded_pair(
+    picture: np.ndarray, rng: np.random.Generator, config: TrainConfig, parts: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(x, y) of a uint8 picture: x is float32 in [0, 1]; y is its degraded version at the same size (bicubic).
+
+    Args:
+        picture: uint8 (H, W, 3).
+        rng: source of randomness.
+        config: holds the degradation.
+        parts: the picture's part labels, uint8 (H, W), where they are known.
+    """
     high = picture.astype(np.float32) / 255.0
-    low = resize(degrade(high, rng, config.degradation), high.shape[0], high.shape[1], method="bicubic")
+    low = resize(degrade(high, rng, config.degradation, parts), high.shape[0], high.shape[1], method="bicubic")
     return high, np.clip(low, 0.0, 1.0)
+
+
+def random_window(arrays: list[np.ndarray], size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Cut the same random window of at most size×size from all (H, W, ...) arrays; shorter sides stay as they are."""
+    sides = [min(size, side) for side in arrays[0].shape[:2]]
+    top, left = (rng.integers(whole - side + 1) for whole, side in zip(arrays[0].shape, sides, strict=False))
+    return [a[top : top + sides[0], left : left + sides[1]] for a in arrays]
 
 
 def random_crop(arrays: list[np.ndarray], size: int, rng: np.random.Generator) -> list[np.ndarray]:

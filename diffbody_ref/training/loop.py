@@ -107,7 +107,7 @@ def train(
     check_newest(config, settings, allowed)
     stage.prepare(accelerator, show)
     state, model, optimizer = _set_up(config, stage, accelerator, settings, allowed)
-    parameters = _trained_parameters(stage)
+    parameters, adversaries = _trained_parameters(stage)
     clock.before = state.seconds
     record = Record(Path(config.output), state.step, config.tensorboard) if main else None
 
@@ -119,19 +119,24 @@ def train(
     sums: dict[str, torch.Tensor] = {}
     count, at_work = 0, config.stage
     show(state.step, config.steps, at_work)
+    if record and config.held_out and state.step == 0:
+        _measure(stage, state, record)
     for batch in batches if state.step < last and not stopped else ():
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-        rate = config.learning_rate * learning_rate_at(state.step, config, spent)
+        share = learning_rate_at(state.step, config, spent)
+        rate = config.learning_rate * share
         if count % config.accumulation == 0:
             _seed_torch(config.seed, state.step, accelerator.process_index)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = config.adversary_learning_rate * share if group.get("adversary") else rate
         with accelerator.accumulate(model):
             with accelerator.autocast():
                 losses = model(batch)
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+                if adversaries:  # by itself: its gradient says nothing about the size of the other
+                    torch.nn.utils.clip_grad_norm_(adversaries, config.max_grad_norm)
                 # fp16 overflows now and then; its scaler then skips the step.
                 if state.scaler is None and not torch.isfinite(norm):
                     raise ValueError(f"the gradient is not finite at step {state.step}; lower learning_rate {rate}")
@@ -158,6 +163,8 @@ def train(
         if record and (state.step % config.sample_every == 0 or done):
             with averaged(state.ema, parameters), torch.no_grad():
                 record.picture(state.step, stage.preview(batch))
+        if record and config.held_out and (state.step % config.measure_every == 0 or done):
+            _measure(stage, state, record)
         if main and (state.step % config.checkpoint_every == 0 or done):
             state.save(config)
         if done:
@@ -302,12 +309,16 @@ def _set_up(
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         # In place; batch norm then uses statistics of the whole batch, as with one process.
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(stage)
-    parameters = _trained_parameters(stage)
+    parameters, adversaries = _trained_parameters(stage)
+    own = set(parameters)
     optimizer: torch.optim.Optimizer
+    groups: list[dict[str, Any]] = [{"params": parameters}]
     if config.optimizer == "muon":
-        optimizer = Muon(muon_groups(stage), lr=config.learning_rate, weight_decay=config.weight_decay)
-    else:
-        optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        groups = [{**group, "params": [p for p in group["params"] if p in own]} for group in muon_groups(stage)]
+    if adversaries:
+        groups.append({"params": adversaries, "orthogonal": False, "adversary": True})
+    kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
+    optimizer = kind(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
     stage.to(accelerator.device, memory_format=torch.channels_last)
     if config.compile:
         for module in stage.compiled():
@@ -319,8 +330,20 @@ def _set_up(
     return state, model, optimizer
 
 
-def _trained_parameters(stage: TrainingStage) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in stage.parameters() if parameter.requires_grad]
+def _trained_parameters(stage: TrainingStage) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """The parameters that the run trains to keep, and those of the adversaries."""
+    kept: list[torch.nn.Parameter] = []
+    adversaries: list[torch.nn.Parameter] = []
+    for name, parameter in stage.named_parameters():
+        if parameter.requires_grad:
+            (adversaries if name.split(".")[0] in stage.adversaries else kept).append(parameter)
+    return kept, adversaries
+
+
+def _measure(stage: TrainingStage, state: RunState, record: Record) -> None:
+    """Measure the averaged weights on the held-out pictures."""
+    with averaged(state.ema, _trained_parameters(stage)[0]), torch.no_grad():
+        record.scalars(state.step, stage.measure())
 
 
 def _seed_torch(seed: int, step: int, process: int) -> None:

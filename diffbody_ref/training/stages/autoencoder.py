@@ -42,7 +42,7 @@ class AutoencoderStage(TrainingStage):
 
     def item(self, index: int, serial: int) -> dict[str, np.ndarray]:
         rng = self.random(serial)
-        (picture,) = random_crop([mirrored(self.people[index].picture, rng)], self.config.crop, rng)
+        (picture,) = random_crop(mirrored([self.people[index].picture], rng), self.config.crop, rng)
         height, width = (side // self._factor for side in picture.shape[:2])
         noise = rng.standard_normal((self.vae.config.latent_channels, height, width), dtype=np.float32)
         return {"picture": channels_first(picture).astype(np.float32) / 127.5 - 1.0, "noise": noise}

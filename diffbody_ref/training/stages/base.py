@@ -13,6 +13,7 @@ from torch import nn
 
 from diffbody_ref.components import load_component, load_or_build_component, save_component
 from diffbody_ref.data.datasets import Content, PeopleFolder
+from diffbody_ref.data.mixing import mixed_order
 from diffbody_ref.ops.options import check_preset
 from diffbody_ref.ops.progress import Progress, silent
 from diffbody_ref.training.config import TrainConfig
@@ -29,6 +30,8 @@ class TrainingStage(nn.Module):
         trained: names of the components that the stage trains; they are loaded from the pipeline folder or built.
         frozen: names of the components that the stage only uses; they must be in the pipeline folder.
         needs: labels, fields of `Person`, that the stage's pictures must have.
+        adversaries: names of modules that train against the trained components: with a learning rate of their own
+            (`TrainConfig.adversary_learning_rate`), and without a moving average.
         config: configuration of the run.
         people: the pictures.
     """
@@ -36,11 +39,12 @@ class TrainingStage(nn.Module):
     trained: tuple[str, ...]
     frozen: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    adversaries: tuple[str, ...] = ()
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
         self.config = config
-        self.people = PeopleFolder(config.data, training_size(config))
+        self.people = PeopleFolder(config.data, training_size(config) if config.resize else None)
         self.people.require(self.needs, f"the stage {config.stage!r}")
         self._contents: list[Content] | None = None
         self.trained, self.frozen = self.components(config)
@@ -106,7 +110,13 @@ class TrainingStage(nn.Module):
         return [getattr(self, name) for name in self.trained]
 
     def order(self, epoch: int) -> np.ndarray:
-        """The indices of one epoch in their order, int64; they depend only on the seed and the epoch."""
+        """The indices of one epoch in their order, int64; they depend only on the seed and the epoch.
+
+        Raises:
+            ValueError: see `data.mixing.quotas`.
+        """
+        if self.config.data_weights:
+            return mixed_order(self.people.sizes, self.config.data_weights, self.config.seed, epoch)
         return np.random.default_rng([self.config.seed, epoch]).permutation(len(self.people))
 
     def item(self, index: int, serial: int) -> dict[str, np.ndarray]:
@@ -125,6 +135,10 @@ class TrainingStage(nn.Module):
     def preview(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
         """A picture, float32 (H, W, 3) in [0, 1], that shows the state of training."""
         raise NotImplementedError
+
+    def measure(self) -> dict[str, float]:
+        """Measures on the held-out pictures of the configuration, by name; {} if there are none."""
+        return {}
 
     def finish(self, pipeline: Path) -> None:
         """Save the trained components to the pipeline folder; their weights are the moving averages.
