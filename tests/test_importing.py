@@ -151,7 +151,7 @@ def test_averaged_weights_and_half_precision_are_kept(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, (wanted[name] * 0.5).half()) for name, tensor in saved.items())
     unet = next(row for row in rows if row.component == "unet")
     assert "averaged (EMA) weights" in unet.what
-    assert unet.ignored["the averaged (EMA) weights are used"] == len(wanted)
+    assert unet.ignored["the plain weight of an averaged one"] == len(wanted)
 
 
 def test_what_the_u_net_predicts(tmp_path: Path) -> None:
