@@ -16,7 +16,7 @@ import torch
 from diffbody_ref.components import COMPONENT_CLASSES, load_component, load_or_build_component
 from diffbody_ref.data import recipes
 from diffbody_ref.libraries import silence_libraries
-from diffbody_ref.models.text import TOKENIZER_FOLDER
+from diffbody_ref.models.text import save_tokenizer
 from diffbody_ref.ops.files import replace_folder
 from diffbody_ref.ops.options import check_preset
 from diffbody_ref.pipeline import DiffBodyPipeline
@@ -62,9 +62,8 @@ def release(components: Path, out: Path, preset: str, runs: Path | None = None) 
             DiffBodyPipeline(**parts, **settings).save_pretrained(fresh)
             for config in fresh.glob("*/config.json"):
                 _forget_origin(config)
-            # The vocabulary's two source files are a third of the size of the one file that transformers writes.
             shutil.rmtree(fresh / "tokenizer")
-            shutil.copytree(TOKENIZER_FOLDER, fresh / "tokenizer")
+            save_tokenizer(fresh / "tokenizer", parts["tokenizer"].pad_token)
             record = {**recipes.read_record(components), "components": _checksum(components, preset)}
             recipes.write_record(fresh, {"stages": {}, **record})
         if runs is not None:

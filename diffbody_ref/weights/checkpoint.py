@@ -15,8 +15,9 @@ from torch import Tensor
 
 from diffbody_ref.weights.unpickling import Record, unpickle
 
-# Keys under which files keep their tensors, the averaged (EMA) ones first.
-WRAPPERS = ("params_ema", "model_ema", "state_dict_ema", "ema_state_dict", "state_dict", "model", "params")
+# Keys under which files keep their tensors, the averaged (EMA) ones first. mmengine keeps the averaged ones as
+# "state_dict", and the others as "ema_state_dict".
+WRAPPERS = ("params_ema", "model_ema", "state_dict_ema", "state_dict", "model", "params")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -83,8 +84,14 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         reason = " ".join(str(error).split())[:160]
-        damaged = "IncompleteBuffer" in reason or "HeaderTooLarge" in reason or "InvalidHeaderLength" in reason
-        what = "a truncated safetensors file; download it again" if damaged else f"no readable safetensors: {reason}"
+        with path.open("rb") as file:
+            header = 8 + int.from_bytes(file.read(8), "little")
+        damaged = header > path.stat().st_size or "incomplete" in reason.lower()
+        what = (
+            "is a truncated safetensors file; download it again"
+            if damaged
+            else f"is no readable safetensors file: {reason}"
+        )
         raise ValueError(f"{path}: {what}") from None
 
 
@@ -100,7 +107,7 @@ def _graph(path: Path) -> Any:
     try:
         return onnx.load(path, load_external_data=False)
     except DecodeError:
-        raise ValueError(f"{path}: a damaged ONNX graph; download it again") from None
+        raise ValueError(f"{path}: is a damaged ONNX graph; download it again") from None
 
 
 def _junk(path: Path, head: bytes) -> str:

@@ -33,7 +33,8 @@ class Imported:
 
     Attributes:
         network: the component, which has diffusers' `save_pretrained`, or what the importer makes one of.
-        ignored: by name, why a tensor of the checkpoint is not used. Every other one that the component answers for is.
+        ignored: by name, why a tensor of the checkpoint, or a folder in it, is not used. Every other tensor that the
+            component answers for is.
         licence: the licence of the public weights of this source, in a few words.
         files: the files that were read; () is the checkpoint itself.
         note: what else a user should know of how it was read, in a few words.

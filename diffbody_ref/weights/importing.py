@@ -126,7 +126,9 @@ def _items(checkpoint: Checkpoint) -> list[Item]:
     Raises:
         ValueError: they find nothing in a file, or nothing that some of its tensors belong to.
     """
-    items = [Item(source, checkpoint, found) for source in SOURCES for found in source.detect(checkpoint)]
+    items = [
+        Item(source, checkpoint, found) for source in SOURCES for found in _complete(source, checkpoint, source.detect)
+    ]
     if not items and not checkpoint.folder:
         what = f"tensors such as {_first(list(checkpoint.tensors))}" if checkpoint.tensors else "a graph"
         known = ", ".join(source.NAME for source in SOURCES)
@@ -135,6 +137,19 @@ def _items(checkpoint: Checkpoint) -> list[Item]:
     if left := [name for name in checkpoint.tensors if not name.startswith(prefixes)]:
         raise ValueError(f"{checkpoint.path}: {len(left)} tensors belong to no component: {_first(left)}")
     return items
+
+
+def _complete(source: Source, checkpoint: Checkpoint, act: Callable[..., Any], *arguments: Any) -> Any:
+    """What a source's function gives.
+
+    Raises:
+        ValueError: it, or a tensor that the source looks up is not there.
+    """
+    try:
+        return act(checkpoint, *arguments)
+    except KeyError as error:
+        what = f"looks like {source.NAME}, but has no tensor {error.args[0]}"
+        raise ValueError(f"{checkpoint.path}: {what}") from None
 
 
 def _first(names: list[str]) -> str:
@@ -162,17 +177,13 @@ class _Import:
         self.configs: dict[str, Mapping[str, Any]] = {}
         self.settings = PRESETS["sd21"].of_pipeline()  # of a new folder
         self.parts: int | None = None
+        self.measures = False  # what the U-Net predicts, because nothing says it
         self.predicts_noise: bool | None = None
 
     def run(self, items: Sequence[Item], progress: Callable[[int, int, str], None]) -> list[Row]:
         """Read all and write the components to `fresh`."""
-        if self.fresh is not None:
-            shutil.rmtree(self.fresh, ignore_errors=True)
-            self.fresh.mkdir(parents=True)
-        for folder in {item.checkpoint.path for item in items if item.checkpoint.folder}:
-            index = _json(folder / INDEX)
-            self.settings |= {name: index[name] for name in self.settings if name in index}
-        loras = [(item, item.source.read(item.checkpoint, item.found)) for item in items if item.component == "lora"]
+        self._prepare(items)
+        loras = [(item, self._read(item)) for item in items if item.component == "lora"]
         rest = sorted((item for item in items if item.component != "lora"), key=_order)
         groups = [(name, list(group)) for name, group in groupby(rest, key=lambda item: item.component)]
         updates = [read.network for _, read in loras]
@@ -187,6 +198,16 @@ class _Import:
         progress(len(groups), len(groups), "done")
         return rows + [self._row(item, read) for item, read in loras]
 
+    def _prepare(self, items: Sequence[Item]) -> None:
+        if self.fresh is not None:
+            shutil.rmtree(self.fresh, ignore_errors=True)
+            self.fresh.mkdir(parents=True)
+        for folder in {item.checkpoint.path for item in items if item.checkpoint.folder}:
+            index = _json(folder / INDEX)
+            self.settings |= {name: index[name] for name in self.settings if name in index}
+        found = [item.found.config for item in items if item.component == "scheduler"]
+        self.measures = self.prediction is None and any("stated" not in config for config in found)
+
     def _component(self, name: str, group: list[Item], updates: list[Any]) -> list[Row]:
         reads = [self._read(item) for item in group]
         network = reads[0].network
@@ -200,7 +221,7 @@ class _Import:
         if name == "control":
             network = diffbir.for_parts(network, self._part_count(network))
         network = self._merged(name, network, updates)
-        if name == "unet" and self.prediction is None:
+        if name == "unet" and self.measures:
             self.predicts_noise = schedules.predicts_noise(network)
         self._save(name, network)
         return [self._row(item, read) for item, read in zip(group, reads, strict=True)]
@@ -209,7 +230,7 @@ class _Import:
         found = item.found
         if item.component == "scheduler":
             found = replace(found, config={**found.config, "prediction": self._prediction(item)})
-        return item.source.read(item.checkpoint, found)
+        return _complete(item.source, item.checkpoint, item.source.read, found)
 
     def _row(self, item: Item, read: Imported) -> Row:
         return self.provenance.row(item.source.NAME, item.checkpoint, item.found, read)

@@ -27,7 +27,7 @@ class Row:
         parameters: number of its parameters; 0 of what has none.
         sha256: of the file, or of the files of a folder's weights one after another.
         licence: of the public weights.
-        ignored: number of the file's tensors that are not used, by reason.
+        ignored: number of the file's tensors, or the folder's folders, that are not used, by reason.
     """
 
     component: str
@@ -51,7 +51,7 @@ class Provenance:
         files = read.files or (checkpoint.path,)
         if files not in self._hashes:
             self._hashes[files] = sha256(files)
-        reasons = [reason for name, reason in read.ignored.items() if name in checkpoint.tensors]
+        reasons = list(read.ignored.values())
         return Row(
             found.component,
             source,
@@ -91,7 +91,7 @@ def as_table(rows: Sequence[Row]) -> str:
     widths = [max(len(line[i]) for line in (head, *cells)) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (head, *cells)]
     unused = [
-        f"not used of {row.file} for {row.component}: {count} tensors, each {reason}"
+        f"not used of {row.file} for {row.component}: {count}, each {reason}"
         for row in rows
         for reason, count in row.ignored.items()
     ]

@@ -75,7 +75,7 @@ def _same_encoder(checkpoint: Checkpoint) -> dict[str, str]:
     for name, tensor in theirs.items():
         if name not in own or not torch.equal(tensor, own[name]):
             raise ValueError(f"{checkpoint.path}: {ENCODER}{name} is not the autoencoder's; DiffBody has one encoder")
-    return {ENCODER + name: "is a copy of the autoencoder's" for name in theirs}
+    return {ENCODER + name: "a copy of the autoencoder's" for name in theirs}
 
 
 def for_parts(branch: ControlBranch, count: int) -> ControlBranch:

@@ -40,11 +40,12 @@ def detect(checkpoint: Checkpoint) -> list[Found]:
     single = _component(checkpoint.path)
     if single is not None:
         return [single]
-    found = []
-    for folder in sorted(path for path in checkpoint.path.iterdir() if path.is_dir()):
-        one = _component(folder)
-        if one is not None:
-            found.append(one)
+    folders = sorted(path for path in checkpoint.path.iterdir() if path.is_dir() and path.name != LORA_FOLDER)
+    by_folder = {folder.name: _component(folder) for folder in folders if not folder.name.startswith(".")}
+    found = [one for one in by_folder.values() if one is not None]
+    if found:
+        unused = {name: "no part of DiffBody" for name, one in by_folder.items() if one is None}
+        found[0] = replace(found[0], config={**found[0].config, "unused": unused})
     if (checkpoint.path / LORA_FOLDER / LORA_FILE).is_file():
         path = checkpoint.path / LORA_FOLDER / LORA_FILE
         found += [Found(f.component, f.what, {"path": path}) for f in lora.detect(open_checkpoint(path))]
@@ -85,6 +86,11 @@ def read(checkpoint: Checkpoint, found: Found) -> Imported:
     Raises:
         ValueError: the component cannot be loaded, or a tensor is missing or left over.
     """
+    imported = _read(found)
+    return replace(imported, ignored={**imported.ignored, **found.config.get("unused", {})})
+
+
+def _read(found: Found) -> Imported:
     folder = found.config["path"]
     if found.component == "lora":
         return replace(lora.read(open_checkpoint(folder), found), files=(folder,))

@@ -23,6 +23,8 @@ LICENCE = "its author's"
 KOHYA = ("lora_unet_", "lora_te_")
 TARGETS = ("unet", "text_encoder")
 OTHER_KINDS = r"hada_|lokr_|dora_scale|\.diff(_b)?$|lora_te[12]_|lora_mid"
+HALF = r"\.lora_[AB]\.weight$"
+ALPHA = r"(\.lora_[AB]\.weight)?\.alpha$"
 OLD_ENDS = r"(\.processor)?(\.|_)lora\.(down|up)\.weight$|lora_linear_layer\.(down|up)\.weight$"
 
 
@@ -99,36 +101,43 @@ def read(checkpoint: Checkpoint, found: Found) -> Imported:
     Raises:
         ValueError: an update lacks its other half, or a name cannot be understood.
     """
+    stated = _stated_alphas(checkpoint.path)
     try:
         state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(dict(checkpoint.tensors))
+        named = {target: _peft_names(target, {**state, **(alphas or {})}) for target in TARGETS}
     except (ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"{checkpoint.path}: updates whose names cannot be understood: {reason}") from None
-    alphas = {_layer(name.removesuffix(".alpha")): value for name, value in (alphas or {}).items()}
-    stated = _stated_alphas(checkpoint.path)
-    updates: dict[str, dict[str, Update]] = {target: {} for target in TARGETS}
-    for target in TARGETS:
-        own = {name.removeprefix(f"{target}."): t for name, t in state.items() if name.startswith(f"{target}.")}
-        if any(re.search(OLD_ENDS, name) for name in own):
-            own = (convert_unet_state_dict_to_peft if target == "unet" else convert_state_dict_to_peft)(own)
-        for name in own:
-            layer, end = re.sub(r"\.lora_[AB]\.weight$", "", name), name[-len("lora_A.weight") :]
-            if end not in ("lora_A.weight", "lora_B.weight") or f"{layer}.lora_B.weight" not in own:
-                raise ValueError(f"{checkpoint.path}: {target}.{name} is no half of an update")
-            down, up = own.get(f"{layer}.lora_A.weight"), own[f"{layer}.lora_B.weight"]
-            if down is None:
-                raise ValueError(f"{checkpoint.path}: {target}.{name} has no other half")
-            rank = down.shape[0]
-            alpha = alphas.get(f"{target}.{layer}", stated.get(target, rank))
-            updates[target][layer.removeprefix("text_model.")] = Update(down, up, float(alpha) / rank)
+    updates = {target: _updates(own, stated.get(target), checkpoint.path, target) for target, own in named.items()}
     return Imported(Lora(checkpoint.path, updates), {}, LICENCE)
 
 
-def _layer(name: str) -> str:
-    """The layer of an alpha's name."""
-    for pattern in (r"\.processor(?=\.)", r"[._]lora(\.down|\.up)?(\.weight)?$", r"\.lora_linear_layer(\.down|\.up)?$"):
-        name = re.sub(pattern, "", name)
-    return name
+def _peft_names(target: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A component's tensors and α by peft's names, such as `LAYER.lora_A.weight`."""
+    own = {name.removeprefix(f"{target}."): value for name, value in state.items() if name.startswith(f"{target}.")}
+    if not any(re.search(OLD_ENDS, name) for name in own):
+        return own
+    return (convert_unet_state_dict_to_peft if target == "unet" else convert_state_dict_to_peft)(own)
+
+
+def _updates(own: Mapping[str, Any], stated: float | None, path: Path, target: str) -> dict[str, Update]:
+    """Updates by layer.
+
+    Raises:
+        ValueError: an update lacks its other half.
+    """
+    alphas = {re.sub(ALPHA, "", name): value for name, value in own.items() if re.search(ALPHA, name)}
+    halves = {name for name in own if not re.search(ALPHA, name)}
+    updates = {}
+    for layer in sorted({re.sub(HALF, "", name) for name in halves}):
+        names = {f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"}
+        if missing := names - halves:
+            raise ValueError(f"{path}: half an update: it has no {target}.{min(missing)}")
+        down, up = (own[name] for name in sorted(names))
+        rank = down.shape[0]
+        alpha = alphas.get(layer, rank if stated is None else stated)
+        updates[layer.removeprefix("text_model.")] = Update(down, up, float(alpha) / rank)
+    return updates
 
 
 def _stated_alphas(path: Path) -> dict[str, float]:

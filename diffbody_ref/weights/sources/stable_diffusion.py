@@ -85,17 +85,18 @@ def _unet(checkpoint: Checkpoint, found: Found) -> Imported:
         )
     plain = below(checkpoint.tensors, ldm.UNET)
     tensors = ldm.averaged(checkpoint.tensors) or plain
-    reason = "the averaged (EMA) weights are used" if found.config["averaged"] else "an average of a part of the U-Net"
+    reason = "the plain weight of an averaged one" if found.config["averaged"] else "an average of a part of the U-Net"
     unused = ldm.UNET if found.config["averaged"] else ldm.EMA
     ignored = {name: reason for name in checkpoint.tensors if name.startswith(unused)}
-    ignored |= {ldm.EMA + name: "is a setting of the averaging" for name in ("decay", "num_updates")}
+    settings = (ldm.EMA + name for name in ("decay", "num_updates"))
+    ignored |= {name: "a setting of the averaging" for name in settings if name in checkpoint.tensors}
     network = without_weights(lambda: UNet2DConditionModel(**sizes))
     return Imported(fill(network, ldm.as_unet(tensors, network.config), path), ignored, LICENCE)
 
 
 def _vae(checkpoint: Checkpoint, found: Found) -> Imported:
     prefix = found.config["prefix"]
-    reasons = {r"^(loss|model_ema|discriminator)\.": "belongs to the autoencoder's training"}
+    reasons = {r"^(loss|model_ema|discriminator)\.": "a part of the autoencoder's training"}
     tensors, ignored = split(below(checkpoint.tensors, prefix), reasons)
     network = without_weights(lambda: AutoencoderKL(**found.config["sizes"]))
     ignored = {prefix + name: reason for name, reason in ignored.items()}
@@ -104,8 +105,8 @@ def _vae(checkpoint: Checkpoint, found: Found) -> Imported:
 
 def _text_encoder(checkpoint: Checkpoint, found: Found) -> Imported:
     reasons = {
-        r"^model\.(attn_mask|text_projection|logit_scale)$|position_ids$": "is not part of the embeddings",
-        ldm.open_clip_last_layer(below(checkpoint.tensors, ldm.TEXT)): "is the last layer, which is not read",
+        r"^model\.(attn_mask|text_projection|logit_scale)$|position_ids$": "no part of the embeddings",
+        ldm.open_clip_last_layer(below(checkpoint.tensors, ldm.TEXT)): "of the last layer, which is not read",
     }
     tensors, ignored = split(below(checkpoint.tensors, ldm.TEXT), reasons)
     network = without_weights(lambda: CLIPTextModel(CLIPTextConfig(**found.config)))
@@ -118,7 +119,7 @@ def _tokenizer(checkpoint: Checkpoint, found: Found) -> Imported:
 
 
 def _scheduler(checkpoint: Checkpoint, found: Found) -> Imported:
-    reason = "the schedule is computed"
+    reason = "computed from the betas"
     ignored = {name: reason for name in checkpoint.tensors if name.startswith(BUFFERS)}
     prediction = found.config.get("prediction", "epsilon")
     return Imported(schedules.scheduler(prediction, found.config["betas"]), ignored, LICENCE)

@@ -13,7 +13,7 @@ from diffbody_ref.weights.found import Found, Imported
 NAME = "SwinIR"
 PREFIXES = ("preprocess_model.", "")  # of DiffBIR's full checkpoints, and of SwinIR's own files
 TABLE = "residual_group.blocks.0.attn.relative_position_bias_table"
-COMPUTED = {r"(^|\.)(relative_position_index|attn_mask)$": "is computed from the sizes"}
+COMPUTED = {r"(^|\.)(relative_position_index|attn_mask)$": "computed from the sizes"}
 
 
 def detect(checkpoint: Checkpoint) -> list[Found]:

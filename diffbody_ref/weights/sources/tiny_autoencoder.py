@@ -18,6 +18,8 @@ NAME = "TAESD"
 LICENCE = "MIT (TAESD)"
 LAYER = r"^(\d+)\."
 HALVES = ("encoder", "decoder")
+# Half, prefix and number of its first layer: TAESD's decoder begins with a clamp, which is no layer of diffusers'.
+LAYOUTS = (("encoder", "", 0), ("decoder", "", 1), ("encoder", "encoder.layers.", 0), ("decoder", "decoder.layers.", 0))
 
 
 @dataclass(frozen=True)
@@ -33,25 +35,23 @@ class Half:
 
 
 def detect(checkpoint: Checkpoint) -> list[Found]:
-    """An encoder, a decoder, or both under prefixes in one file."""
+    """An encoder or a decoder in TAESD's layout, or the halves of diffusers' in one file."""
     found = []
-    for half, prefix in ((half, prefix) for prefix in ("", *(f"{half}." for half in HALVES)) for half in HALVES):
+    for half, prefix, first in LAYOUTS:
         tensors = below(checkpoint.tensors, prefix)
-        if (prefix == "" or prefix.startswith(half)) and _is(half, tensors):
-            blocks = _blocks(tensors)
-            first = tensors["0.weight" if half == "encoder" else "1.weight"]
-            last = tensors[f"{count_layers(tensors, LAYER) - 1}.weight"]
-            latent = last.shape[0] if half == "encoder" else first.shape[1]
-            what = f"{half} of {sum(blocks)} blocks of {first.shape[0]} channels, {latent} latent channels"
-            config = {"prefix": prefix, "blocks": blocks, "width": first.shape[0], "latent": latent}
-            found.append(Found(f"tiny_vae.{half}", what, config, (prefix,)))
+        # An encoder begins with a convolution and a block; a decoder with a convolution, a ReLU and a block.
+        block = first + (1 if half == "encoder" else 2)
+        if f"{first}.weight" not in tensors or f"{block}.conv.0.weight" not in tensors:
+            continue
+        if f"{first - 1}.weight" in tensors or not all(re.match(LAYER, name) for name in tensors):
+            continue
+        blocks, width = _blocks(tensors), tensors[f"{first}.weight"].shape[0]
+        last = tensors[f"{count_layers(tensors, LAYER) - 1}.weight"]
+        latent = last.shape[0] if half == "encoder" else tensors[f"{first}.weight"].shape[1]
+        what = f"{half} of {sum(blocks)} blocks of {width} channels, {latent} latent channels"
+        config = {"prefix": prefix, "first": first, "blocks": blocks, "width": width, "latent": latent}
+        found.append(Found(f"tiny_vae.{half}", what, config, (prefix,)))
     return found
-
-
-def _is(half: str, tensors: dict[str, Tensor]) -> bool:
-    """An encoder begins with a convolution and a block; a decoder with a clamp, a convolution, a ReLU and a block."""
-    start, block = ("0.weight", "1.conv.0.weight") if half == "encoder" else ("1.weight", "3.conv.0.weight")
-    return start in tensors and block in tensors and all(re.match(r"\d+\.", name) for name in tensors)
 
 
 def _blocks(tensors: dict[str, Tensor]) -> tuple[int, ...]:
@@ -73,9 +73,8 @@ def read(checkpoint: Checkpoint, found: Found) -> Imported:
     """
     config, half = found.config, found.component.partition(".")[2]
     tensors = below(checkpoint.tensors, config["prefix"])
-    shift = 0 if half == "encoder" else 1  # the decoder's clamp is no layer of diffusers'
     named = {
-        f"layers.{int(number) - shift}.{rest}": tensor
+        f"layers.{int(number) - config['first']}.{rest}": tensor
         for name, tensor in tensors.items()
         for number, _, rest in [name.partition(".")]
     }
