@@ -26,8 +26,10 @@ SIDE, HEIGHT, WIDTH = 64, 96, 64
 
 def exported(network: nn.Module, path: Path, dynamic: bool = True, folded: bool = True) -> Path:
     """The file that YOLOX's and mmdeploy's exporters write: PyTorch's older exporter, opset 11."""
-    pose = "simcc_x" in (names := ["simcc_x", "simcc_y"] if hasattr(network.head, "cls_x") else ["output"])
-    sample = torch.zeros(1, 3, HEIGHT, WIDTH) if pose else torch.zeros(1, 3, SIDE, SIDE)
+    pose = hasattr(network.head, "cls_x")
+    names = ["simcc_x", "simcc_y"] if pose else ["output"]
+    shape = (HEIGHT, WIDTH) if pose else (SIDE, SIDE)
+    sample = torch.zeros(1, 3, *shape, dtype=next(network.parameters()).dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -84,20 +86,11 @@ def test_the_known_graphs_become_networks(tmp_path: Path, network: nn.Module, ki
 
 
 def test_half_precision_stays(tmp_path: Path) -> None:
-    network = randomise(RtmPose(), 2).half()
-    for tensor in (*network.parameters(), *network.buffers()):
-        tensor.data = tensor.data.half()
-    exported(network.float(), tmp_path / "a.onnx")
-    model = onnx.load(tmp_path / "a.onnx")
-    for tensor in model.graph.initializer:  # as converters do that store halves and compute in float32
-        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
-            values = onnx.numpy_helper.to_array(tensor)
-            name, tensor.name = tensor.name, f"{tensor.name}.half"
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), tensor.name))
-            model.graph.node.insert(0, onnx.helper.make_node("Cast", [tensor.name], [name], to=1))
-    onnx.save(model, tmp_path / "a.onnx")
-    read = imported(tmp_path / "a.onnx")
-    assert_same(read.network, network, tolerance=1e-2)
+    network = randomise(RtmPose(), 2)
+    read = imported(exported(network.half(), tmp_path / "half.onnx"))
+    assert read.network.dtype == torch.float16
+    assert all(p.dtype == torch.float16 for p in read.network.parameters())
+    assert_same(read.network.float(), network.float(), tolerance=2e-3)  # of weights that were rounded once more
 
 
 class Other(RtmPose):
@@ -142,6 +135,8 @@ def test_other_graphs_are_used_as_they_are(tmp_path: Path, kind: type[RtmPose], 
 
 def test_channels_last_and_boxes_in_pixels_are_adapted(tmp_path: Path) -> None:
     decoded = randomise(Yolox(c=8, n=1, decode=True), 5)
+    for layer in decoded.head.reg_preds:  # a trained detector's centres are near their cells
+        layer.weight.data.mul_(0.02)
     path = exported(decoded, tmp_path / "pixels.onnx", dynamic=False)
     read = imported(path)
     assert isinstance(read.network, GraphDetector)

@@ -177,7 +177,7 @@ class GraphModel(ConfiguredModel):
 
             provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
             there = onnxruntime.get_available_providers()
-            usable = [name for name in (provider, "CPUExecutionProvider") if name in there]
+            usable = [name for name in dict.fromkeys((provider, "CPUExecutionProvider")) if name in there]
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             options.intra_op_num_threads = torch.get_num_threads()

@@ -21,6 +21,7 @@ from diffbody_ref.training.disk import writing
 from diffbody_ref.training.loaders import Arrays, load_batches
 
 SHARD = 64  # rows per shard
+NETWORK_FILES = ("*.safetensors", "*.onnx", "*.json")  # of a component: weights, a graph, configurations
 
 
 class EncodedRows:
@@ -128,9 +129,9 @@ def networks_checksum(pipeline: Path, names: Sequence[str]) -> str:
     """
     total = hashlib.sha256()
     for name in names:
-        for path in sorted(path for kind in ("*.safetensors", "*.json") for path in (pipeline / name).glob(kind)):
+        for path in sorted(path for kind in NETWORK_FILES for path in (pipeline / name).glob(kind)):
             total.update(f"{name}/{path.name} ".encode())
-            total.update(_weights_digest(path) if path.suffix == ".safetensors" else _configuration_digest(path))
+            total.update(_configuration_digest(path) if path.suffix == ".json" else _weights_digest(path))
     return total.hexdigest()
 
 

@@ -11,7 +11,7 @@ What lies between them is not compared: run both networks to see that they are o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,14 @@ import torch
 from torch import Tensor, fx, nn
 
 ELEMENTWISE = {"Mul": "mul", "Add": "add"}
+FORMS = (
+    "Cast",
+    "Identity",
+    "Reshape",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)  # operators that exporters leave on weights
 
 
 @dataclass
@@ -113,8 +121,8 @@ def matched_weights(network: nn.Module, model: Any) -> dict[str, Tensor] | None:
 def _translated(network: nn.Module, names: Mapping[str, str], found: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """A layer's tensors by the network's names: `weight`, perhaps `bias`, and perhaps a `norm` after it."""
     state = {names["weight"]: _tensor(found["weight"])}
-    outputs = len(found["weight"])
-    bias = found.get("bias", np.zeros(outputs, np.float32))
+    outputs, dtype = len(found["weight"]), found["weight"].dtype
+    bias = found.get("bias", np.zeros(outputs, dtype))
     if "bias" in names:
         state[names["bias"]] = _tensor(bias)
     if "norm" in names:
@@ -125,7 +133,7 @@ def _translated(network: nn.Module, names: Mapping[str, str], found: Mapping[str
         else:  # √(variance + ε) is 1
             values = [np.ones(outputs), bias, np.zeros(outputs), np.full(outputs, 1.0 - eps)]
         for role, value in zip(("weight", "bias", "running_mean", "running_var"), values, strict=True):
-            state[f"{norm}.{role}"] = _tensor(value.astype(bias.dtype))
+            state[f"{norm}.{role}"] = _tensor(value.astype(dtype))
     return state
 
 
@@ -182,6 +190,25 @@ def _union(inputs: Iterable[frozenset[int]]) -> frozenset[int]:
     return frozenset().union(*inputs)
 
 
+def constants_of(model: Any) -> dict[str, np.ndarray]:
+    """The constants of an ONNX graph by name: its weights, and what is only another form of one."""
+    import onnx
+
+    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        source = found.get(node.input[0]) if node.input else None
+        if isinstance(value := attributes.get("value"), onnx.TensorProto) and node.op_type == "Constant":
+            found[node.output[0]] = onnx.numpy_helper.to_array(value)
+        elif source is not None and node.op_type in ("Identity", "Squeeze", "Unsqueeze"):
+            found[node.output[0]] = source  # sides of one are nothing to go by
+        elif source is not None and node.op_type == "Cast":
+            found[node.output[0]] = source.astype(onnx.helper.tensor_dtype_to_np_dtype(attributes["to"]))
+        elif source is not None and node.op_type == "Transpose" and source.ndim == 2:
+            found[node.output[0]] = source.T
+    return found
+
+
 def reduce_graph(model: Any) -> Reduced:
     """The reduced graph of an ONNX graph."""
     return _GraphReader(model).reduced
@@ -193,9 +220,8 @@ class _GraphReader:
     def __init__(self, model: Any) -> None:
         import onnx
 
-        self.array: Callable[[Any], np.ndarray] = onnx.numpy_helper.to_array
         self.reduced = Reduced()
-        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.constants = constants_of(model)
         self.sources: dict[str, frozenset[int]] = {}
         self.producers: dict[str, Vertex] = {}
         for value in model.graph.input:
@@ -203,8 +229,7 @@ class _GraphReader:
                 self.sources[value.name] = self.reduced.add(Vertex(("input",), [], layer=False))
         for node in model.graph.node:
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-            produced = self._sources_of(node, attributes)
-            self.sources |= dict.fromkeys(node.output, produced)
+            self.sources |= dict.fromkeys(node.output, self._sources_of(node, attributes))
         for value in model.graph.output:
             self.reduced.add(Vertex(("output",), [self._of(value.name)], layer=False))
 
@@ -212,44 +237,36 @@ class _GraphReader:
         return self.sources.get(name, frozenset())
 
     def _sources_of(self, node: Any, attributes: Mapping[str, Any]) -> frozenset[int]:
+        """The vertices that a node's output comes from, after its own is added."""
         kind, inputs = node.op_type, [self._of(name) for name in node.input]
         constants = [self.constants.get(name) for name in node.input]
-        if kind in ("Constant", "Identity") and (value := attributes.get("value") or (constants or [None])[0]):
-            self.constants[node.output[0]] = value
-            return frozenset()
-        if kind == "Shape":
+        if kind == "Shape" or node.output[0] in self.constants:
             return frozenset()
         if kind == "Concat":
             return self.reduced.join(inputs)
         if kind == "Conv" and constants[1] is not None:
             return self._conv(node, constants, attributes, inputs[0])
-        if kind == "BatchNormalization" and node.input[0] in self.producers and all(constants[1:5]):
+        if kind == "BatchNormalization" and node.input[0] in self.producers:
             roles = ("weight", "bias", "running_mean", "running_var")
-            norm = {f"norm.{role}": self.array(c) for role, c in zip(roles, constants[1:5], strict=True)}
+            norm = {f"norm.{role}": value for role, value in zip(roles, constants[1:5], strict=False)}
             self.producers[node.input[0]].weights.update(norm)
             return inputs[0]
-        if kind in ("MatMul", "Gemm") and len(inputs) == 2 and constants[1] is not None and len(constants[1].dims) == 2:
-            weight = self.array(constants[1])
-            weight = weight if kind == "Gemm" and attributes.get("transB") else weight.T
+        weight = constants[1] if len(constants) == 2 else None
+        if kind in ("MatMul", "Gemm") and weight is not None and weight.ndim == 2:
+            weight = weight if attributes.get("transB") else weight.T
             return self.reduced.add(Vertex(("linear", weight.shape), [inputs[0]], {"weight": weight}))
-        parameters = [c for c in constants if c is not None and len(c.dims)]
+        parameters = [value for value in constants if value is not None and value.ndim]
         if kind in ELEMENTWISE and len(inputs) == 2 and len(parameters) == 1:
-            weight = self.array(parameters[0])
-            shape = tuple(size for size in weight.shape if size > 1)
-            # A parameter's leading sides of one are the exporter's.
-            weight = weight.reshape(shape or (1,))
+            shape = tuple(size for size in parameters[0].shape if size > 1)  # leading sides of one are the exporter's
+            weight = parameters[0].reshape(shape or (1,))
             return self.reduced.add(Vertex((ELEMENTWISE[kind], shape), [_union(inputs)], {"weight": weight}))
         return _union(inputs)
 
     def _conv(
-        self, node: Any, constants: list[Any], attributes: Mapping[str, Any], source: frozenset[int]
+        self, node: Any, constants: list[np.ndarray | None], attributes: Mapping[str, Any], source: frozenset[int]
     ) -> frozenset[int]:
-        weight = self.array(constants[1])
-        strides = tuple(attributes.get("strides", (1, 1)))
-        kind = ("conv", weight.shape, strides, attributes.get("group", 1))
-        weights = {"weight": weight}
-        if len(constants) > 2 and constants[2] is not None:
-            weights["bias"] = self.array(constants[2])
+        weights = {role: v for role, v in zip(("weight", "bias"), constants[1:], strict=False) if v is not None}
+        kind = ("conv", weights["weight"].shape, tuple(attributes.get("strides", (1, 1))), attributes.get("group", 1))
         vertex = Vertex(kind, [source], weights)
         self.producers[node.output[0]] = vertex
         return self.reduced.add(vertex)

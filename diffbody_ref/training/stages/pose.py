@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
+from diffbody_ref.models.graphs import GraphModel
 from diffbody_ref.models.pose import detect_people, estimate_pose
 from diffbody_ref.ops.drawing import draw_pose
 from diffbody_ref.ops.images import resize
@@ -30,6 +33,20 @@ class PoseStage(TrainingStage):
     @classmethod
     def components(cls, config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return (("pose",), ("pose_detector",)) if config.tuning == "keypoints" else (cls.trained, ())
+
+    def load_or_build(self, name: str) -> Any:
+        """A network to train.
+
+        Raises:
+            ValueError: the pipeline folder holds it as an ONNX graph.
+        """
+        network = super().load_or_build(name)
+        if isinstance(network, GraphModel):
+            raise ValueError(
+                f"{self.config.pipeline}: its {name} is an ONNX graph, which cannot be trained; import a .pth file of "
+                "RTMPose or YOLOX instead"
+            )
+        return network
 
     def compiled(self) -> list[torch.nn.Module]:
         detector = [self.pose_detector.backbone, self.pose_detector.head] if "pose_detector" in self.trained else []

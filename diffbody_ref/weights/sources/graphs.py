@@ -33,7 +33,7 @@ from diffbody_ref.weights.filling import fill, without_weights
 from diffbody_ref.weights.found import Found, Imported
 from diffbody_ref.weights.graph_stages import Form, as_stage
 from diffbody_ref.weights.sources.yolox import PERSON_FIRST
-from diffbody_ref.weights.topology import matched_weights
+from diffbody_ref.weights.topology import constants_of, matched_weights
 
 NAME = "ONNX"
 LICENCES = {"pose": "Apache-2.0 (mmpose, DWPose)", "pose_detector": "Apache-2.0 (YOLOX)"}
@@ -80,7 +80,7 @@ def read(checkpoint: Checkpoint, found: Found) -> Imported:
     import onnx
 
     check_graph(checkpoint.path, checkpoint.onnx)
-    graph = _Graph(checkpoint.path, onnx.load(checkpoint.path), found.component, found.config["layout"])
+    graph = Graph(checkpoint.path, onnx.load(checkpoint.path), found.component, found.config["layout"])
     if (network := graph.as_network()) is not None:
         return Imported(network, {}, LICENCES[found.component], note="weights read into this project's network")
     return Imported(graph.as_it_is(), {}, UNKNOWN_LICENCE, note="used as the graph that it is; cannot be trained")
@@ -117,7 +117,7 @@ def _sides(value: Any) -> list[int]:
     return [side.dim_value for side in value.type.tensor_type.shape.dim]
 
 
-class _Graph:
+class Graph:
     """A graph that is checked, and what it gives for a batch of two.
 
     Args:
@@ -141,8 +141,8 @@ class _Graph:
         columns = zip(*(self._run(self.feed[place : place + 1]) for place in range(2)), strict=True)
         self.outputs = [np.concatenate(column) for column in columns]
         self.config = self._pose() if component == "pose" else self._detector()
-        half = sum(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
-        self.precision = "float16" if 2 * half > len(model.graph.initializer) else "float32"
+        half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+        self.precision = "float16" if half else "float32"
 
     def _run(self, sample: np.ndarray) -> list[np.ndarray]:
         import onnxruntime
@@ -192,13 +192,12 @@ class _Graph:
 
     def as_network(self) -> Any:
         """This project's network with the graph's weights; None if the graph is another network."""
-        if self.boxes_in_pixels:
-            return None
         for build in self._networks():
             network = without_weights(build)
             weights = matched_weights(network, self.model)
-            if weights is not None and self._same(_computed(fill(network, weights, self.path), self.feed)):
-                return network
+            if weights is not None:
+                found = _computed(fill(network, weights, self.path), self.feed)
+                return network if self._same(found, self.outputs) else None
         return None
 
     def as_it_is(self) -> GraphModel:
@@ -217,20 +216,24 @@ class _Graph:
                 found = _computed(network, self.feed)
             except RuntimeError:  # ONNX Runtime's errors derive from it
                 continue
-            if self._same(found):
+            if self._same(*self._in_picture(found)):
                 return network
         raise ValueError(f"{self.path}: a graph that gives something else once it is brought to the form of a stage")
 
-    def _same(self, found: list[np.ndarray]) -> bool:
+    def _in_picture(self, found: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """What a network found and what the graph does; of boxes in pixels, both as corners in pixels."""
+        if not self.boxes_in_pixels:
+            return found, self.outputs
+        centres, halves = self.outputs[0][..., :2], self.outputs[0][..., 2:4] / 2
+        corners = np.concatenate([centres - halves, centres + halves], axis=-1)
+        scores = [values[0][..., 4:] for values in (found, self.outputs)]
+        return [decode_boxes(found[0], self.layout.height), scores[0]], [corners, scores[1]]
+
+    def _same(self, found: list[np.ndarray], wanted: list[np.ndarray]) -> bool:
         """Whether a network gives what the graph does, as near as an exported graph must be to its network.
 
         Rounding through a hundred layers is a hundredth of that; another epsilon in the norms is far more.
         """
-        wanted = self.outputs
-        if self.boxes_in_pixels:  # compared in pixels, too
-            centres, halves, scores = wanted[0][..., :2], wanted[0][..., 2:4] / 2, wanted[0][..., 4:]
-            wanted = [np.concatenate([centres - halves, centres + halves, scores], axis=-1)]
-            found = [np.concatenate([decode_boxes(found[0], self.layout.height), found[0][..., 4:]], axis=-1)]
         return all(
             np.linalg.norm(one - other) < TOLERANCE[self.precision] * np.linalg.norm(other)
             for one, other in zip(found, wanted, strict=True)
@@ -269,7 +272,7 @@ def _computed(network: Any, feed: np.ndarray) -> list[np.ndarray]:
 
 def _layers(model: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Operator and shape of the weights of a graph's layers, in their order."""
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    weights = constants_of(model)
     for node in model.graph.node:
-        if node.op_type in ("Conv", "MatMul") and (dims := weights.get(node.input[1])):
-            yield node.op_type, dims
+        if node.op_type in ("Conv", "MatMul") and node.input[1] in weights:
+            yield node.op_type, weights[node.input[1]].shape
