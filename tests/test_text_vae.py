@@ -28,7 +28,7 @@ from diffbody_ref.models.vae import build_vae, decode, encode_mode
     ],
 )
 def test_tokenizer_is_clips(text: str, ids: list[int]) -> None:
-    assert build_tokenizer()(text).input_ids == ids
+    assert build_tokenizer("nano")(text).input_ids == ids
 
 
 @pytest.mark.parametrize(("preset", "pad"), [("sd21", 0), ("nano", 49407)])
@@ -42,7 +42,7 @@ def test_padding_is_the_text_encoders(tmp_path: Path, preset: str, pad: int) -> 
 
 def test_prompts_are_padded_to_the_longest() -> None:
     torch.manual_seed(0)
-    tokenizer, encoder = build_tokenizer(), build_text_encoder("nano").eval()
+    tokenizer, encoder = build_tokenizer("nano"), build_text_encoder("nano").eval()
     embedded = encode_prompt(tokenizer, encoder, ["a woman in a red coat", "word " * 200, ""])
     assert embedded.shape == (3, 3 * 77, 64)  # 200 tokens are 75 + 75 + 50
     assert torch.isfinite(embedded).all()

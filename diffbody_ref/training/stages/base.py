@@ -28,6 +28,7 @@ class TrainingStage(nn.Module):
     Attributes:
         trained: names of the components that the stage trains; they are loaded from the pipeline folder or built.
         frozen: names of the components that the stage only uses; they must be in the pipeline folder.
+        configured: names of components without weights that the stage reads; what the folder lacks is the preset's.
         needs: labels, fields of `Person`, that the stage's pictures must have.
         config: configuration of the run.
         people: the pictures.
@@ -35,6 +36,7 @@ class TrainingStage(nn.Module):
 
     trained: tuple[str, ...]
     frozen: tuple[str, ...] = ()
+    configured: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
 
     def __init__(self, config: TrainConfig) -> None:
