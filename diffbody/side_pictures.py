@@ -57,9 +57,10 @@ def attention_overlay(picture: np.ndarray, attention: np.ndarray) -> np.ndarray:
         float32 (H, W, 3) in [0, 1].
     """
     parts = attention[:-1]
-    hues = np.array([colorsys.hsv_to_rgb(k / len(parts), 1.0, 1.0) for k in range(len(parts))], np.float32)
+    hues = [colorsys.hsv_to_rgb(k / len(parts), 1.0, 1.0) for k in range(len(parts))]
     weight = parts.sum(axis=0)[:, :, None]
-    colour = np.einsum("khw,kc->hwc", parts, hues) / np.maximum(weight, 1e-6)
+    hues_of_parts = np.array(hues, np.float32).reshape(-1, 3)  # there may be none
+    colour = np.einsum("khw,kc->hwc", parts, hues_of_parts) / np.maximum(weight, 1e-6)
     opacity = OVERLAY_OPACITY * np.clip(weight, 0.0, 1.0)
     return picture * (1.0 - opacity) + colour * opacity
 

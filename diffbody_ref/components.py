@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffbody_ref.models import parts, pose, swinir
+from diffbody_ref.models import parts, pose, regression, swinir
 from diffbody_ref.models.control import ControlBranch
 from diffbody_ref.models.graphs import GRAPH, GraphDetector, GraphEstimator
 from diffbody_ref.models.text import PAD_TOKENS, build_text_encoder, build_tokenizer
@@ -20,8 +20,8 @@ from diffbody_ref.models.unet import build_unet
 from diffbody_ref.models.vae import build_vae
 from diffbody_ref.ops.files import replace_folder
 from diffbody_ref.ops.options import ModelSettings, check_preset
-from diffbody_ref.ops.samplers import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
-from diffbody_ref.schedulers import load_scheduler
+from diffbody_ref.ops.samplers import BETA_END, BETA_START
+from diffbody_ref.schedulers import load_scheduler, scheduler_for
 
 COMPONENT_CLASSES: dict[str, type[Any]] = {
     "swinir": swinir.SwinIR,
@@ -39,19 +39,21 @@ GRAPH_CLASSES: dict[str, type[Any]] = {"pose_detector": GraphDetector, "pose": G
 """Components that may also be an ONNX graph."""
 
 
+OPTIONAL = ("swinir", "pose_detector", "pose", "parts")
+"""Components that a model may lack; what it then cannot do is said by `ops.results.lack_notices`."""
+
+STAGE_OF = {name: "restorer" if name == "swinir" else name for name in OPTIONAL}
+"""The stage that each of `OPTIONAL` is, as `ops.results.OPTIONAL_STAGES` calls it."""
+
+
 def build_scheduler(preset: str) -> DDPMScheduler:
     """Stable Diffusion's noise schedule (scaled-linear betas, ε-prediction), the same at both sizes."""
-    return DDPMScheduler(
-        num_train_timesteps=NUM_TRAIN_TIMESTEPS,
-        beta_start=BETA_START,
-        beta_end=BETA_END,
-        beta_schedule="scaled_linear",
-        variance_type="fixed_small",
-        clip_sample=False,
-        prediction_type="epsilon",
-        steps_offset=1,
-        timestep_spacing="leading",
-    )
+    return scheduler_for({"beta_start": BETA_START, "beta_end": BETA_END, "beta_schedule": "scaled_linear"})
+
+
+def usual_part_count(preset: str) -> int:
+    """K of a preset's part network, the number of its attention maps without the foreground's."""
+    return len(parts.part_names(_sized(parts, preset).part_set))
 
 
 BUILDERS: dict[str, Callable[[str], Any]] = {
@@ -65,9 +67,7 @@ BUILDERS: dict[str, Callable[[str], Any]] = {
     "text_encoder": build_text_encoder,
     "vae": build_vae,
     "unet": build_unet,
-    "control": lambda preset: ControlBranch.from_unet(
-        build_unet(preset), len(parts.part_names(_sized(parts, preset).part_set))
-    ),
+    "control": lambda preset: ControlBranch.from_unet(build_unet(preset), usual_part_count(preset)),
     "scheduler": build_scheduler,
 }
 
@@ -94,6 +94,8 @@ def load_component(folder: Path, name: str, dtype: torch.dtype = torch.float32) 
     graph = name in GRAPH_CLASSES and (folder / name / GRAPH).is_file()
     kind = GRAPH_CLASSES[name] if graph else COMPONENT_CLASSES[name]
     try:
+        if name == "swinir":
+            kind = regression.class_of(folder / name)
         if name == "scheduler":
             return load_scheduler(folder / name)
         if not issubclass(kind, torch.nn.Module):
@@ -105,6 +107,47 @@ def load_component(folder: Path, name: str, dtype: torch.dtype = torch.float32) 
         raise ValueError(f"{folder / name}: no {kind.__name__}: {_one_line(error)}") from error
 
 
+def load_components(folder: Path, dtype: torch.dtype, given: dict[str, Any]) -> dict[str, Any]:
+    """Every component of a pipeline's folder; None for one of `OPTIONAL` that the model lacks.
+
+    The model lacks what its index says null of, as diffusers writes it, or does not name, and has no folder of.
+
+    Args:
+        given: components that take the place of the folder's. None leaves out one of `OPTIONAL`.
+
+    Raises:
+        FileNotFoundError: no pipeline's folder, or it does not hold a component that it should.
+        ValueError: see `load_component`.
+    """
+    index = _read_index(folder)
+
+    def load(name: str) -> Any:
+        if name in given and (given[name] is not None or name in OPTIONAL):
+            return given[name]
+        entry = index.get(name)
+        left_out = (entry is None and not (folder / name).is_dir()) or entry == [None, None]
+        return None if left_out and name in OPTIONAL else load_component(folder, name, dtype)
+
+    return {name: load(name) for name in COMPONENT_CLASSES}
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """
+    Raises:
+        FileNotFoundError: the folder has no model_index.json.
+        ValueError: it is no JSON object.
+    """
+    import msgspec
+
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: not a DiffBody pipeline folder, it has no model_index.json")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {_one_line(error)}") from None
+
+
 def read_settings(folder: Path) -> ModelSettings:
     """What a pipeline's folder says of every call; what it leaves out is the default.
 
@@ -114,11 +157,8 @@ def read_settings(folder: Path) -> ModelSettings:
     """
     import msgspec
 
-    path = folder / "model_index.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder}: not a DiffBody pipeline folder, it has no model_index.json")
+    path, index = folder / "model_index.json", _read_index(folder)
     try:
-        index = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
         names = [field.name for field in dataclasses.fields(ModelSettings)]
         settings = msgspec.convert({name: index[name] for name in names if name in index}, ModelSettings)
         settings.options()

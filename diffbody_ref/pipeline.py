@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,8 +16,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffbody_ref.callbacks import CALLBACK_TENSORS, InterruptedSamplingError, StepCallback, StepEnd
 from diffbody_ref.calls import Call
-from diffbody_ref.components import COMPONENT_CLASSES, load_component, read_settings
+from diffbody_ref.components import COMPONENT_CLASSES, OPTIONAL, load_components, read_settings
 from diffbody_ref.conditioning import Prompting, Text
+from diffbody_ref.facts import ModelFacts
 from diffbody_ref.guidance import BodyGuidance
 from diffbody_ref.habits import DiffusersHabits
 from diffbody_ref.models.control import ControlBranch, condition_latents, denoise
@@ -26,16 +26,14 @@ from diffbody_ref.models.parts import PartNet
 from diffbody_ref.models.pose import PersonDetector, PoseEstimator
 from diffbody_ref.models.swinir import SwinIR
 from diffbody_ref.models.vae import decode, encode_mode
-from diffbody_ref.ops.geometry import Geometry
 from diffbody_ref.ops.images import ImageInput, Picture
 from diffbody_ref.ops.options import ModelSettings, RestoreOptions
 from diffbody_ref.ops.processing import Sizes, postprocess, preprocess, reconstruct
-from diffbody_ref.ops.results import Intermediates, notices
+from diffbody_ref.ops.results import Intermediates, guidance_notices, notices
 from diffbody_ref.ops.samplers import NoiseSource, StepInfo, initial_latents, make_schedule
 from diffbody_ref.ops.tiling import Cells, in_tiles
 from diffbody_ref.output import DiffBodyOutput, as_output
 from diffbody_ref.sampling import sample
-from diffbody_ref.schedulers import sampler_of
 from diffbody_ref.structure import Structure, empty_structure, structure_maps
 
 
@@ -60,32 +58,34 @@ class _Sampled:
     notices: list[str]
 
 
-class DiffBodyPipeline(DiffusersHabits, DiffusionPipeline):
+class DiffBodyPipeline(ModelFacts, DiffusersHabits, DiffusionPipeline):
     """Human body restoration with a diffusion prior. `docs/diffusers.md` says which of diffusers' habits it follows.
 
     Args:
-        swinir, pose_detector, pose, parts, tokenizer, text_encoder, vae, unet, control, scheduler: see
-            `diffbody_ref.components`. The scheduler's class is the sampler of calls that name none; see
-            `diffbody_ref.schedulers`.
+        tokenizer, text_encoder, vae, unet, control, scheduler, swinir, pose_detector, pose, parts: see
+            `diffbody_ref.components`. The scheduler's configuration says what the denoiser predicts and of how much
+            noise; its class is the sampler of calls that name none. See `diffbody_ref.schedulers`. The last four may
+            be None: the least is Stable Diffusion and a control branch, which is DiffBIR's method.
         base_height, base_width, tile_size, guidance_scale, body_guidance_scale, strength, use_residual: the model's
             settings, see `ops.options.ModelSettings`; several are what `None` means in a call.
     """
 
     model_cpu_offload_seq = "swinir->pose_detector->pose->parts->text_encoder->vae->control->unet->vae"
     _callback_tensor_inputs = CALLBACK_TENSORS
+    _optional_components: ClassVar[list[str]] = [*OPTIONAL]
 
     def __init__(
         self,
-        swinir: SwinIR,
-        pose_detector: PersonDetector,
-        pose: PoseEstimator,
-        parts: PartNet,
         tokenizer: CLIPTokenizer,
         text_encoder: CLIPTextModel,
         vae: AutoencoderKL,
         unet: UNet2DConditionModel,
         control: ControlBranch,
         scheduler: SchedulerMixin,
+        swinir: SwinIR | None = None,
+        pose_detector: PersonDetector | None = None,
+        pose: PoseEstimator | None = None,
+        parts: PartNet | None = None,
         base_height: int = ModelSettings.base_height,
         base_width: int = ModelSettings.base_width,
         tile_size: int = ModelSettings.tile_size,
@@ -95,6 +95,11 @@ class DiffBodyPipeline(DiffusersHabits, DiffusionPipeline):
         use_residual: bool = ModelSettings.use_residual,
     ) -> None:
         super().__init__()
+        if parts is not None and len(parts.part_names) != control.config.part_count:
+            raise ValueError(
+                f"the part network has {len(parts.part_names)} parts, the control branch reads attention maps of "
+                f"{control.config.part_count}; `diffbody release` fits a branch that was not trained with any"
+            )
         self.register_modules(
             swinir=swinir,
             pose_detector=pose_detector,
@@ -126,7 +131,7 @@ class DiffBodyPipeline(DiffusersHabits, DiffusionPipeline):
         """Load a folder in diffusers' layout. Components in safetensors; no code from the folder is run.
 
         Components are of the classes that `diffbody_ref.components` names, whatever the folder's index says; one given
-        as a keyword replaces the folder's.
+        as a keyword replaces the folder's; None leaves it out, if the pipeline can do without.
 
         Raises:
             FileNotFoundError: no such folder, or a component is missing.
@@ -135,19 +140,11 @@ class DiffBodyPipeline(DiffusersHabits, DiffusionPipeline):
         folder = Path(pretrained_model_name_or_path)
         settings = read_settings(folder).of_pipeline()
         dtype = kwargs.pop("torch_dtype", torch.float32)
-        components = {name: kwargs.pop(name, None) or load_component(folder, name, dtype) for name in COMPONENT_CLASSES}
+        given = {name: kwargs.pop(name) for name in COMPONENT_CLASSES if name in kwargs}
+        components = load_components(folder, dtype, given)
         if kwargs:
             raise ValueError(f"unknown argument {next(iter(kwargs))!r}; components and torch_dtype can be given")
         return cls(**components, **settings)
-
-    @property
-    def settings(self) -> ModelSettings:
-        """What the model says of every call on it.
-
-        Raises:
-            ValueError: the scheduler is one that no sampler stands for.
-        """
-        return dataclasses.replace(ModelSettings.read(self.config), sampler=sampler_of(self.scheduler))
 
     @torch.no_grad()
     def __call__(
@@ -205,12 +202,15 @@ class DiffBodyPipeline(DiffusersHabits, DiffusionPipeline):
         callback = StepCallback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._interrupt = False
         try:
-            output = self._restore(call, asked, callback, return_intermediates)
+            said = guidance_notices(options, self.lacking)
+            output = self._restore(call, asked, callback, return_intermediates, said)
         finally:
             self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()
 
-    def _restore(self, call: Call, options: RestoreOptions, callback: StepCallback, with_found: bool) -> DiffBodyOutput:
+    def _restore(
+        self, call: Call, options: RestoreOptions, callback: StepCallback, with_found: bool, said: list[str]
+    ) -> DiffBodyOutput:
         prompting = Prompting(self.tokenizer, self.text_encoder, call, options.guidance_scale)
         prepared = [self._prepare(picture, options) for picture in call.pictures]
         jobs = [prepared[source] for source in call.sources]
@@ -224,20 +224,21 @@ class DiffBodyPipeline(DiffusersHabits, DiffusionPipeline):
         for place, job in enumerate(jobs):
             images.append(self._finish(job, sampled[place].z0, options, call.output_type))
             people = len(job.structure.crops)
-            of_restoring = notices(people, people, options) + prompting.notices(place) + sampled[place].notices
-            told.append([*job.picture.notices, *of_restoring])
+            of_restoring = notices(people, people, options, self.lacking) + said
+            told.append([*job.picture.notices, *of_restoring, *prompting.notices(place), *sampled[place].notices])
         found = [_found(job, sampled[place].curve) for place, job in enumerate(jobs)] if with_found else None
         return DiffBodyOutput(images, found, told)
 
     def _prepare(self, picture: Picture, options: RestoreOptions) -> _Job:
         """Steps 1 to 4 of the method for one picture: r, P, A and z_r."""
         sizes = Sizes.plan(picture.pixels.shape[:2], options, self.settings, self.multiple)
-        low = torch.from_numpy(preprocess(picture, sizes)).to(self._execution_device, self.swinir.dtype)
-        regression = self._tiled(self.swinir, low, options, (1, 1)).clamp(0, 1)
+        low = torch.from_numpy(preprocess(picture, sizes)).to(self._execution_device, self.vae.dtype)
+        regression = low if self.swinir is None else self._tiled(self.swinir, low, options, (1, 1)).clamp(0, 1)
+        part_count = self.control.config.part_count
         if options.use_structure:
-            structure = structure_maps(self.pose_detector, self.pose, self.parts, regression)
+            structure = structure_maps(self.pose_detector, self.pose, self.parts, regression, part_count)
         else:
-            structure = empty_structure(regression, len(self.parts.part_names))
+            structure = empty_structure(regression, part_count)
         encode = lambda x: encode_mode(self.vae, x * 2 - 1)  # noqa: E731
         z_r = self._tiled(encode, regression.to(self.vae.dtype), options, (1, self.factor))
         pose, attention = structure.pose * options.use_pose, structure.attention * options.use_attention
@@ -254,7 +255,8 @@ class DiffBodyPipeline(DiffusersHabits, DiffusionPipeline):
     ) -> list[_Sampled]:
         """Step 5, algorithm 1, of a batch of equal size; a callback may steer and end it."""
         curves: list[list[tuple[int, float]]] = [[] for _ in jobs]
-        schedule = make_schedule(options.sampler, options.num_inference_steps, options.strength)
+        process = self.noise_process
+        schedule = make_schedule(options.sampler, options.num_inference_steps, options.strength, process)
         z_r = torch.cat([job.z_r for job in jobs])
 
         def after_step(info: StepInfo) -> Tensor | None:
@@ -281,7 +283,10 @@ class DiffBodyPipeline(DiffusersHabits, DiffusionPipeline):
         return [_Sampled(z[None], curve, told) for z, curve in zip(z0, curves, strict=True)]
 
     def _denoiser(self, condition: Tensor, text: Text, options: RestoreOptions) -> Callable[[Tensor, Tensor], Tensor]:
-        """ε_θ with classifier-free guidance, ε_∅ + w·(ε_c − ε_∅) (Ho & Salimans 2022), tiled on large latents."""
+        """ε_θ with classifier-free guidance, ε_∅ + w·(ε_c − ε_∅) (Ho & Salimans 2022), tiled on large latents.
+
+        Of v or z_0, which are linear in ε, the same mixture is the same guidance.
+        """
         scale = options.guidance_scale
         # Another memory layout is another kernel, with other rounding: what goes in is contiguous whatever came out.
         condition = condition.contiguous()
@@ -302,8 +307,9 @@ class DiffBodyPipeline(DiffusersHabits, DiffusionPipeline):
         return denoiser
 
     def _guidance(self, jobs: list[_Job], options: RestoreOptions) -> BodyGuidance | None:
-        """Eq. 6 against the regression results; None where it is off or nobody was found."""
-        if options.body_guidance_scale == 0 or not any(job.structure.crops for job in jobs):
+        """Eq. 6 against the regression results; None where it is off, nobody was found, or there is no part network."""
+        nobody = not any(job.structure.crops for job in jobs)
+        if options.body_guidance_scale == 0 or nobody or self.parts is None:
             return None
         # A checkpoint per tile keeps the memory of a large picture's backward pass at one tile's.
         network = lambda z: checkpoint(decode, self.vae, z, use_reentrant=False)  # noqa: E731
@@ -329,30 +335,6 @@ class DiffBodyPipeline(DiffusersHabits, DiffusionPipeline):
         """D(z): (B, 3, H, W) float32, about [0, 1], tiled on large latents; `network` stands in for the decoder."""
         run = network or (lambda z: decode(self.vae, z))
         return self._tiled(run, latents.to(self.vae.dtype), options, (self.factor, 1), self.factor).float() / 2 + 0.5
-
-    @property
-    def geometry(self) -> Geometry:
-        """The numbers that tie the stages together."""
-        return Geometry(
-            multiple=self.multiple,
-            factor=self.factor,
-            latent_channels=self.vae.config.latent_channels,
-            text_length=self.text_encoder.config.max_position_embeddings,
-            detector_size=self.pose_detector.config.size,
-            pose_height=self.pose.config.height,
-            pose_width=self.pose.config.width,
-            part_names=tuple(self.parts.part_names),
-        )
-
-    @property
-    def factor(self) -> int:
-        """Pixels per latent cell along a side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    @property
-    def multiple(self) -> int:
-        """Sides of what the stages see are multiples of this, so that the latent grid halves cleanly down the U-Net."""
-        return self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def _tiled(
         self,

@@ -1,7 +1,7 @@
 """Algorithm 1: DiffBody's sampler, for PyTorch; its arithmetic is that of `diffbody_ref.ops.samplers`.
 
-The denoiser predicts ε, latents are (B, C, h, w), and samplers compute in the latents' dtype. No gradient is recorded
-here: a guidance hook that needs one enables it itself.
+Latents are (B, C, h, w), the denoiser predicts what the schedule's prediction type says, and samplers compute in the
+latents' dtype. No gradient is recorded here: a guidance hook that needs one enables it itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from diffbody_ref.ops.noise import check_seed, philox_noise
 from diffbody_ref.ops.samplers import NoiseSource, Schedule, StepInfo, next_latents, predict_z0
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(z_t (B, C, h, w), t int64 (B,)) → predicted ε, of z_t's shape."""
+"""(z_t (B, C, h, w), t int64 (B,)) → its prediction, of z_t's shape: ε or another of `ops.samplers.PREDICTIONS`."""
 
 
 class GuidanceHook(Protocol):
@@ -48,7 +48,7 @@ def sample(
     """Sample z_0 by the schedule's sampler with a guided z_0 (DiffBody, algorithm 1).
 
     Args:
-        denoiser: predicts ε.
+        denoiser: predicts what `schedule.prediction_type` says.
         latents: z at the schedule's first timestep, (B, C, h, w); see `ops.samplers.initial_latents`.
         schedule: from `ops.samplers.make_schedule`.
         noise: see `ops.samplers.NoiseSource`; samplers that add no noise do not draw any.
@@ -62,8 +62,8 @@ def sample(
     previous = None
     for step, t in enumerate(schedule.timesteps):
         timesteps = torch.full((len(latents),), t, dtype=torch.int64, device=latents.device)
-        eps = denoiser(latents, timesteps).to(latents.dtype)
-        z0, loss = predict_z0(schedule, step, latents, eps), None
+        output = denoiser(latents, timesteps).to(latents.dtype)
+        z0, loss = predict_z0(schedule, step, latents, output), None
         if guidance is not None:
             z0, loss = guidance(z0, t, step)
         latents, previous = next_latents(schedule, step, latents, z0, previous, noise), z0

@@ -15,12 +15,12 @@ import torch
 from diffbody_ref import __version__
 from diffbody_ref.libraries import silence_libraries
 from diffbody_ref.models.graphs import GRAPH
+from diffbody_ref.models.text import write_vocabulary
 from diffbody_ref.ops.devices import PRECISIONS
 from diffbody_ref.ops.files import replace_folder
 from diffbody_ref.ops.progress import Progress, silent
-from diffbody_ref.ops.samplers import alphas_cumprod
 from diffbody_ref.pipeline import DiffBodyPipeline
-from diffbody_ref.stages import STAGES, bind_stages
+from diffbody_ref.stages import bind_stages, stages_of
 from export.onnx import export_onnx
 from export.parity import REPORT_JSON, REPORT_PAGE, parity, write_reports
 from export.weights import WeightStore
@@ -54,13 +54,15 @@ def export_bundle(
     provenance = {"weights": weights_hash(model), "diffbody": __version__, **{name: version(name) for name in PACKAGES}}
     part = out.with_name(f".{out.name}.part")
     _start_or_resume(part, model, provenance)
+    write_vocabulary(pipeline.tokenizer, part / "tokenizer")
     store = WeightStore(part)
-    total = len(STAGES) * len(precisions)
+    count = len(stages_of(pipeline.components))
+    total = count * len(precisions)
     for turn, precision in enumerate(precisions):
         dtype = getattr(torch, precision)
         same = pipeline if dtype == torch.float32 else DiffBodyPipeline.from_pretrained(model, torch_dtype=dtype)
         for place, stage in enumerate(bind_stages(same)):
-            progress(turn * len(STAGES) + place, total, f"{stage.name} {precision}")
+            progress(turn * count + place, total, f"{stage.name} {precision}")
             path = part / graph_path(stage.name, precision)
             if not path.exists():
                 fresh = path.with_suffix(".fresh.onnx")
@@ -157,11 +159,13 @@ def _manifest(
     folder: Path,
     provenance: dict[str, str],
 ) -> Manifest:
+    process = pipeline.noise_process
     return Manifest(
         name=name,
         settings=pipeline.settings,
         geometry=pipeline.geometry,
-        alphas_cumprod=tuple(alphas_cumprod().tolist()),
+        alphas_cumprod=process.alphas_cumprod,
+        prediction_type=process.prediction_type,
         stages={
             stage.name: StageEntry(
                 stage.signature.inputs,

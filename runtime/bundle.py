@@ -28,33 +28,27 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffbody_ref.ops.geometry import Geometry
 from diffbody_ref.ops.options import ModelSettings
-from diffbody_ref.ops.samplers import NUM_TRAIN_TIMESTEPS
+from diffbody_ref.ops.results import OPTIONAL_STAGES
+from diffbody_ref.ops.samplers import NoiseProcess
 from diffbody_ref.ops.tensors import SizeRange, TensorSpec
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 UNREAD = (".md", ".png")  # for people: they may change
 TOKENIZER_FILES = ("tokenizer/vocab.json", "tokenizer/merges.txt")
-ADDED = ("settings.sampler",)  # fields that the first bundles lack: their value is the default
-NEEDED_STAGES: dict[str, tuple[str, ...]] = {
-    "restorer": (),
-    "pose_detector": (),
-    "pose": (),
-    "parts": (),
-    "text_encoder": (),
-    "vae_encoder": (),
-    "denoiser": ("batch",),
-    "guidance": ("batch", "people"),
-    "vae_decoder": (),
-}
-"""What `runtime.restore` runs, with the sizes whose ranges it reads; a bundle may have more."""
+ADDED = ("settings.sampler", "prediction_type")  # fields that the first bundles lack: their value is the default
+NEEDED_STAGES = ("text_encoder", "vae_encoder", "denoiser", "vae_decoder")
+"""What `runtime.restore` cannot do without. It also runs those of `ops.results.OPTIONAL_STAGES` that there are, and
+guidance; a bundle may have more."""
+SIZES_READ = {"denoiser": ("batch",), "guidance": ("batch", "people")}  # of stages, whose ranges `runtime.steps` reads
 
+GEOMETRY_OF = {"detector_size": "pose_detector", "pose_height": "pose", "pose_width": "pose"}
+"""The stages without which sizes of the geometry are 0."""
 DTYPES = ("float32", "float16", "int64", "int32", "bool")  # of tensors
 DYNAMIC_SIDE = re.compile(r"(?:([1-9][0-9]{0,6})\*)?([a-z_]+)")  # see `TensorSpec.shape`
 MAX_SIZE = 1 << 20  # of anything that is counted, in pixels, cells or channels
@@ -127,6 +121,7 @@ class Manifest:
         settings: what the model says of every call.
         geometry: sizes that several stages share.
         alphas_cumprod: ᾱ of the training timesteps, from which every sampler's coefficients follow.
+        prediction_type: what the denoiser's output is; see `ops.samplers.NoiseProcess`, as for the former.
         stages: the stages by name.
         tokenizer: of the tokenizers library, as JSON without its vocabulary, which the folder tokenizer/ holds.
         plans: the TensorRT plans that every stage has.
@@ -142,8 +137,26 @@ class Manifest:
     tokenizer: dict[str, Any]
     files: dict[str, FileEntry]
     provenance: dict[str, str]
+    prediction_type: str = "epsilon"
     plans: tuple[PlanTarget, ...] = ()
     schema: int = SCHEMA
+
+    @property
+    def noise_process(self) -> NoiseProcess:
+        """What the denoiser was trained on, and what it predicts."""
+        return NoiseProcess(self.alphas_cumprod, self.prediction_type)
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """The stages of `ops.results.OPTIONAL_STAGES` that the model does not have."""
+        return tuple(stage for stage in OPTIONAL_STAGES if stage not in self.stages)
+
+    @property
+    def part_count(self) -> int:
+        """K of the attention maps that the denoiser reads; negative where its condition has no room for any."""
+        shapes = [spec.shape for spec in self.stages["denoiser"].inputs if spec.name == "condition"]
+        channels = shapes[0][1] if shapes and len(shapes[0]) == 4 else 0
+        return channels - self.geometry.latent_channels - 4 if isinstance(channels, int) else -1
 
     def to_json(self) -> str:
         """The manifest's file."""
@@ -230,12 +243,15 @@ def _check_values(manifest: Manifest) -> None:
     """See that a manifest of the right types makes sense."""
     geometry, settings = manifest.geometry, manifest.settings
     for name, value in dataclasses.asdict(geometry).items():
-        if name != "part_names" and not 1 <= value <= MAX_SIZE:
-            raise ValueError(f"geometry.{name} must be in 1..{MAX_SIZE}, got {value}")
+        least = 0 if GEOMETRY_OF.get(name, "denoiser") not in manifest.stages else 1
+        if name != "part_names" and not least <= value <= MAX_SIZE:
+            raise ValueError(f"geometry.{name} must be in {least}..{MAX_SIZE}, got {value}")
     if geometry.multiple % geometry.factor:
         raise ValueError(f"geometry.multiple must be a multiple of {geometry.factor}, got {geometry.multiple}")
-    if not geometry.part_names or geometry.text_length < 3:
-        raise ValueError("geometry: it needs part_names, and a text_length of at least 3")
+    if geometry.text_length < 3:
+        raise ValueError(f"geometry.text_length must be at least 3, got {geometry.text_length}")
+    if bool(geometry.part_names) != ("parts" in manifest.stages):
+        raise ValueError("geometry.part_names must name parts where there is the stage parts, and only there")
     for name in ("base_height", "base_width", "tile_size"):
         if not 1 <= getattr(settings, name) <= MAX_SIZE:
             raise ValueError(f"settings.{name} must be in 1..{MAX_SIZE}, got {getattr(settings, name)}")
@@ -243,14 +259,15 @@ def _check_values(manifest: Manifest) -> None:
         settings.options()
     except ValueError as error:
         raise ValueError(f"settings: {error}") from None
-    levels = (1.0, *manifest.alphas_cumprod, 0.0)
-    if len(levels) != NUM_TRAIN_TIMESTEPS + 2 or any(a <= b for a, b in pairwise(levels)):
-        raise ValueError(f"alphas_cumprod must be {NUM_TRAIN_TIMESTEPS} numbers that fall from below 1 to above 0")
-    for name, sizes in NEEDED_STAGES.items():
+    _ = manifest.noise_process  # checks itself
+    together = {"parts", "guidance"} if {"parts", "guidance"} & manifest.stages.keys() else set()
+    for name in (*NEEDED_STAGES, *sorted(together)):
         if name not in manifest.stages:
             raise ValueError(f"stages.{name} is missing")
-        if missing := set(sizes) - manifest.stages[name].sizes.keys():
+        if missing := set(SIZES_READ.get(name, ())) - manifest.stages[name].sizes.keys():
             raise ValueError(f"stages.{name}.sizes.{min(missing)} is missing")
+    if manifest.part_count < 0:
+        raise ValueError("stages.denoiser: its condition must have channels of latents, pose and attention")
     for name, entry in manifest.files.items():
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts or "\\" in name or "\0" in name:

@@ -15,13 +15,14 @@ from PIL import Image
 
 from diffbody_ref.ops.drawing import draw_pose
 from diffbody_ref.ops.images import ImageInput, Picture, as_picture, to_image, write_image
+from diffbody_ref.ops.keypoints import unseen
 from diffbody_ref.ops.metadata import NO_METADATA, Metadata
 from diffbody_ref.ops.noise import check_seed, philox_noise
 from diffbody_ref.ops.options import RestoreOptions
 from diffbody_ref.ops.pose import crop_people, decode_simcc, letterbox, person_crop
 from diffbody_ref.ops.processing import Sizes, postprocess, preprocess, reconstruct, resize_alpha, to_pixels
 from diffbody_ref.ops.prompts import PromptTokenizer, check_text, prompt_notices, prompts_read
-from diffbody_ref.ops.results import Intermediates, notices
+from diffbody_ref.ops.results import Intermediates, guidance_notices, notices
 from diffbody_ref.ops.samplers import StepInfo, initial_latents, make_schedule
 from diffbody_ref.ops.tiling import Cells, in_tiles
 from runtime.bundle import Bundle, BundleError, Manifest, shorten
@@ -124,6 +125,7 @@ class Restorer:
     def __init__(self, manifest: Manifest, infer: Infer, tokenize: PromptTokenizer) -> None:
         self.manifest, self.infer, self.tokenize = manifest, infer, tokenize
         self.geometry, self.settings = manifest.geometry, manifest.settings
+        self.noise_process = manifest.noise_process
         self._embed = lru_cache(EMBEDDINGS)(self._encode_prompt)
 
     @classmethod
@@ -191,7 +193,11 @@ class Restorer:
             intermediates=Intermediates.without_padding(
                 sizes, regression, people.boxes, people.keypoints, people.pose, parts.attention, sampling.loss_curve
             ),
-            notices=[*picture.notices, *self.notices(len(people.boxes), sampling, prompt, negative_prompt)],
+            notices=[
+                *picture.notices,
+                *guidance_notices(options, self.manifest.lacking),
+                *self.notices(len(people.boxes), sampling, prompt, negative_prompt),
+            ],
             metadata=picture.metadata,
         )
 
@@ -200,13 +206,15 @@ class Restorer:
         return Sizes.plan(picture.pixels.shape[:2], options, self.settings, self.geometry.multiple)
 
     def regress(self, low: np.ndarray, options: RestoreOptions) -> np.ndarray:
-        """r = SwinIR(y), eq. 2."""
+        """r = SwinIR(y), eq. 2; y itself where the model has no regression network."""
+        if "restorer" not in self.manifest.stages:
+            return low
         return self._tiled("restorer", "picture", low, options, (1, 1))
 
     def find_people(self, regression: np.ndarray, options: RestoreOptions) -> People:
-        """P of eq. 3; nobody where the options leave structure out."""
-        nobody = People(np.zeros((0, 5), np.float32), np.zeros((0, 133, 3), np.float32), np.zeros_like(regression))
-        if not options.use_structure:
+        """P of eq. 3; nobody where the options leave structure out, or the model has no detector."""
+        nobody = People(np.zeros((0, 5), np.float32), unseen(0), np.zeros_like(regression))
+        if not options.use_structure or "pose_detector" not in self.manifest.stages:
             return nobody
         boxes, keypoints = self.locate_people(to_pixels(regression))
         if not len(boxes):
@@ -215,21 +223,24 @@ class Restorer:
         return People(boxes, keypoints, drawing)
 
     def locate_people(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (N, 5) and keypoints (N, 133, 3) of the people in a picture, float32 (H, W, 3) in [0, 1]."""
+        """Boxes (N, 5) and keypoints (N, 133, 3) of the people in a picture, float32 (H, W, 3) in [0, 1].
+
+        Without a pose network, keypoints are zeros.
+        """
         boxes = self._detect(pixels)
-        if not len(boxes):
-            return boxes, np.zeros((0, 133, 3), np.float32)
+        if not len(boxes) or "pose" not in self.manifest.stages:
+            return boxes, unseen(len(boxes))
         crops, inverses = crop_people(pixels, boxes, self.geometry.pose_height, self.geometry.pose_width)
         scores = self.infer("pose", {"crops": crops})
         return boxes, decode_simcc(scores["simcc_x"], scores["simcc_y"], inverses)
 
     def find_parts(self, regression: np.ndarray, boxes: np.ndarray) -> Parts:
-        """A of eq. 3, and φ and v of every person."""
+        """A of eq. 3, and φ and v of every person; nothing where the model has no part network."""
         height, width = regression.shape[2:]
-        count = len(self.geometry.part_names)
+        count = self.manifest.part_count
         attention = np.zeros((1, count + 1, height, width), np.float32)
         windows = [person_crop(box, height, width) for box in boxes]
-        if not windows:
+        if not windows or "parts" not in self.manifest.stages:
             empty = Target(*(np.zeros((0, *shape), np.float32) for shape in ((count, 1), (count,), (4,))))
             return Parts(attention, empty)
         features = []
@@ -261,9 +272,7 @@ class Restorer:
     ) -> Sampling:
         """A sampling that has all its steps before it; `runtime.steps.advance` does them."""
         noise = lambda step: philox_noise(seed, step, z_r.shape[1:])[None]  # noqa: E731
-        schedule = make_schedule(
-            options.sampler, options.num_inference_steps, options.strength, self.manifest.alphas_cumprod
-        )
+        schedule = make_schedule(options.sampler, options.num_inference_steps, options.strength, self.noise_process)
         start = initial_latents(schedule, z_r, noise, options.strength)
         maps = np.concatenate([pose * options.use_pose, parts.attention * options.use_attention], axis=1)
         condition = np.concatenate([z_r, _block_means(maps, self.geometry.factor)], axis=1)
@@ -281,7 +290,7 @@ class Restorer:
             negative_prompt: as it was given.
         """
         options = sampling.options
-        told = notices(people, guided_people(sampling.views), options)
+        told = notices(people, guided_people(sampling.views), options, self.manifest.lacking)
         return told + prompt_notices(prompt, negative_prompt, options.guidance_scale, self.tokenize)
 
     def decode(self, latents: np.ndarray, options: RestoreOptions) -> np.ndarray:

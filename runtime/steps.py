@@ -158,17 +158,20 @@ def advance(batch: Sequence[Sampling], infer: Infer, manifest: Manifest) -> list
     z0: dict[int, np.ndarray] = {}
     losses: dict[int, np.ndarray] = {}
     for indices in by_size.values():
-        noise = _predict_noise([batch[index] for index in indices], infer, manifest)
-        for index, eps in zip(indices, noise, strict=True):
-            z0[index] = predict_z0(batch[index].schedule, batch[index].step, batch[index].latents, eps)
+        outputs = _denoise([batch[index] for index in indices], infer, manifest)
+        for index, output in zip(indices, outputs, strict=True):
+            z0[index] = predict_z0(batch[index].schedule, batch[index].step, batch[index].latents, output)
         guided = {index: z0[index] for index in indices}
         losses |= _guide(batch, guided, infer, manifest)
         z0 |= guided
     return [sampling.advance(z0[index], losses.get(index)) for index, sampling in enumerate(batch)]
 
 
-def _predict_noise(group: Sequence[Sampling], infer: Infer, manifest: Manifest) -> list[np.ndarray]:
-    """ε_θ of each, with classifier-free guidance, ε_∅ + w·(ε_c − ε_∅) (Ho & Salimans 2022), tiled on large latents."""
+def _denoise(group: Sequence[Sampling], infer: Infer, manifest: Manifest) -> list[np.ndarray]:
+    """ε_θ of each, with classifier-free guidance, ε_∅ + w·(ε_c − ε_∅) (Ho & Salimans 2022), tiled on large latents.
+
+    Of v or z_0, which are linear in ε, the same mixture is the same guidance.
+    """
     counts = [len(sampling.text) for sampling in group]
     latents = _join([np.repeat(s.latents, len(s.text), axis=0) for s in group])
     timesteps = np.concatenate([np.full(len(s.text), s.timestep, np.int64) for s in group])

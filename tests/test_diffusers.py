@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -91,6 +92,15 @@ def _(pipe: DiffBodyPipeline, folder: Path) -> None:
     made = DiffBodyPipeline.from_pretrained(NANO_FOLDER, torch_dtype=torch.bfloat16, unet=pipe.unet)
     assert made.unet is pipe.unet
     assert made.vae.dtype == torch.bfloat16
+
+
+@row("`DiffBodyPipeline.from_pretrained(folder, parts=None)`")
+def _(pipe: DiffBodyPipeline, folder: Path) -> None:
+    made = DiffBodyPipeline.from_pretrained(NANO_FOLDER, parts=None)
+    assert made.parts is None
+    assert DiffBodyPipeline.from_pipe(made).lacking == ("parts",)
+    (notices,) = made(picture(), **{**FAST, "num_inference_steps": 1, "use_structure": True}).notices
+    assert notices[0] == "the model has no part network: no attention maps and no body guidance"
 
 
 @row('`DiffBodyPipeline.from_pretrained("someone/model")`')
@@ -362,6 +372,24 @@ def _(pipe: DiffBodyPipeline, folder: Path) -> None:
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     np.testing.assert_array_equal(pipe(picture(), **FAST).images[0], named)
     assert not np.array_equal(before, named)
+
+
+@row(
+    "`pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, "
+    'prediction_type="v_prediction", rescale_betas_zero_snr=True)`'
+)
+def _(pipe: DiffBodyPipeline, folder: Path) -> None:
+    before = pipe(picture(), **FAST).images[0]
+    pipe.scheduler = DDPMScheduler.from_config(
+        pipe.scheduler.config, prediction_type="v_prediction", rescale_betas_zero_snr=True
+    )
+    assert not np.array_equal(pipe(picture(), **FAST).images[0], before)
+
+
+@row("`pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, rescale_betas_zero_snr=True)`")
+def _(pipe: DiffBodyPipeline, folder: Path) -> None:
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, rescale_betas_zero_snr=True)
+    pipe(picture(), **FAST)
 
 
 @row("`pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)`")

@@ -288,6 +288,7 @@ class FakePipeline:
     """A pipeline's interface: its picture tells how it was called."""
 
     name_or_path = "/somewhere/tiny"
+    lacking = ()
 
     def __init__(self, body_guidance_scale: float = 0.5) -> None:
         self.settings = ModelSettings(HEIGHT, WIDTH, body_guidance_scale=body_guidance_scale, guidance_scale=1.0)

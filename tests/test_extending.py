@@ -93,6 +93,25 @@ def test_a_stage(follow: Callable[..., Any], tmp_path: Path) -> None:
         np.testing.assert_allclose(found, picture.mean(axis=(1, 2, 3)), rtol=1e-5)  # means of 4608 float32 values
 
 
+def test_a_regression_network(follow: Callable[..., Any], tmp_path: Path) -> None:
+    from diffbody_ref.models.regression import REGRESSIONS
+    from diffbody_ref.pipeline import DiffBodyPipeline
+
+    names = follow("A regression network", REGRESSIONS)
+    smoother = names["Smoother"](size=3)
+    torch.nn.init.constant_(smoother.filter.weight, 1 / 9)
+    torch.nn.init.zeros_(smoother.filter.bias)
+    DiffBodyPipeline.from_pretrained(NANO_FOLDER, swinir=smoother).save_pretrained(tmp_path)
+    pipeline = DiffBodyPipeline.from_pretrained(tmp_path)
+    assert type(pipeline.swinir) is names["Smoother"]
+    picture = np.zeros((256, 128, 3), np.float32)
+    picture[100, 50] = 0.9
+    call: dict[str, Any] = {"num_inference_steps": 1, "use_structure": False, "return_intermediates": True}
+    found = pipeline(picture, **call).intermediates[0].regression
+    # A mean of nine pixels, of float32.
+    np.testing.assert_allclose(found[99:102, 49:52], 0.1, atol=1e-6)
+
+
 def test_an_engine_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from runtime.bundle import Bundle
     from runtime.engines import ENGINES, EngineConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -19,7 +20,7 @@ from diffbody_ref.guidance import (
 )
 from diffbody_ref.models.parts import NANO, PartNet
 from diffbody_ref.ops.options import RestoreOptions
-from diffbody_ref.ops.samplers import predict_z0, schedule_of
+from diffbody_ref.ops.samplers import NoiseProcess, predict_z0, schedule_of
 
 TINY = dataclasses.replace(
     NANO,
@@ -80,7 +81,8 @@ def models() -> Models:
 
 def test_predict_z0_inverts_the_noising() -> None:
     z0, eps = torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.randn(2, 4, 3, 3, dtype=torch.float64)
-    schedule = schedule_of("ddpm", [0], alphas=[0.3])
+    alphas = (0.3, *np.linspace(0.29, 0.01, 999).tolist())
+    schedule = schedule_of("ddpm", [0], NoiseProcess(alphas))
     z_t = 0.3**0.5 * z0 + 0.7**0.5 * eps
     torch.testing.assert_close(predict_z0(schedule, 0, z_t, eps), z0)
 

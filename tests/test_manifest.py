@@ -74,9 +74,9 @@ def paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def may_lack(at: tuple[Any, ...]) -> bool:
-    """Whether a manifest is one without this field: the first ones had no sampler, a stage may have any graphs."""
-    free = at[0] in ("tokenizer", "provenance", "files") or at == ("settings", "sampler")
-    return free or (at[0] == "stages" and at[2:3] == ("graphs",) and len(at) == 4)
+    """Whether a manifest is one without this field: the first ones lack some, a stage may have any graphs."""
+    free = at[0] in ("tokenizer", "provenance", "files", "prediction_type") or at == ("settings", "sampler")
+    return free or at == ("stages", "pose") or (at[0] == "stages" and at[2:3] == ("graphs",) and len(at) == 4)
 
 
 def check(folder: Path, text: str, at: Any) -> str:
@@ -155,7 +155,12 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> str:
         (edited(lambda v: v["geometry"].update(multiple=6)), "geometry.multiple must be a multiple"),
         (edited(lambda v: v["alphas_cumprod"].pop()), "alphas_cumprod must be"),
         (edited(lambda v: v["alphas_cumprod"].reverse()), "alphas_cumprod must be"),
-        (edited(lambda v: v["stages"].pop("pose")), "stages.pose is missing"),
+        (edited(lambda v: v.update(prediction_type="flow")), "unknown prediction_type 'flow'"),
+        (edited(lambda v: v["alphas_cumprod"].__setitem__(999, 0.0)), "does not go with a zero terminal SNR"),
+        (edited(lambda v: v["stages"].pop("vae_encoder")), "stages.vae_encoder is missing"),
+        (edited(lambda v: v["stages"].pop("parts")), "part_names must name parts where there is the stage parts"),
+        (edited(lambda v: v["stages"].pop("guidance")), "stages.guidance is missing"),
+        (edited(lambda v: v["geometry"].update(pose_height=0)), "geometry.pose_height must be in 1"),
         (edited(lambda v: v["stages"].update(pose=3)), "stages.pose"),
         (edited(lambda v: v["stages"]["denoiser"]["sizes"].pop("batch")), "stages.denoiser"),
         (edited(lambda v: v["stages"]["pose"]["inputs"][0].update(shape=["people", -3])), "has the side -3"),
@@ -190,7 +195,8 @@ def test_a_manifest_is_what_was_written(folder: Path) -> None:
     shutil.copy2(NANO_FOLDER / MANIFEST, folder / MANIFEST)
     manifest = read_manifest(folder, verify=False)
     assert manifest.to_json() == TEXT
-    (folder / MANIFEST).write_text(edited(lambda v: v["settings"].pop("sampler")))  # those of the first version
+    first = edited(lambda v: (v["settings"].pop("sampler"), v.pop("prediction_type")))  # those of the first version
+    (folder / MANIFEST).write_text(first)
     assert read_manifest(folder, verify=False) == manifest
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from diffbody_ref.ops.noise import philox_noise
 from diffbody_ref.ops.samplers import (
     SAMPLERS,
+    NoiseProcess,
     NoiseSource,
     StepInfo,
     alphas_cumprod,
@@ -100,7 +101,7 @@ def test_strength_keeps_the_last_steps(sampler: str) -> None:
     whole = dataclasses.asdict(make_schedule(sampler, 50))
     for strength, steps in [(1.0, 50), (0.5, 25), (0.3, 15), (0.999, 50), (1e-6, 1)]:
         part = dataclasses.asdict(make_schedule(sampler, 50, strength))
-        assert part.pop("sampler") == sampler
+        assert (part.pop("sampler"), part.pop("prediction_type")) == (sampler, "epsilon")
         for name, values in part.items():
             assert values == whole[name][-steps:]
 
@@ -108,13 +109,14 @@ def test_strength_keeps_the_last_steps(sampler: str) -> None:
 def test_a_schedule_holds_plain_floats() -> None:
     """So that no float64 scalar of numpy widens float32 latents."""
     for name, values in dataclasses.asdict(make_schedule("dpm++", 7)).items():
-        if name != "sampler":
+        if name not in ("sampler", "prediction_type"):
             assert {type(value) for value in values} == {int if name == "timesteps" else float}
 
 
 def test_other_alphas_make_another_schedule() -> None:
     alphas = np.linspace(0.99, 0.01, 1000)
-    assert make_schedule("ddim", 4, alphas=alphas).alphas_cumprod == tuple(alphas[[999, 749, 499, 249]].tolist())
+    found = make_schedule("ddim", 4, process=NoiseProcess(tuple(alphas.tolist())))
+    assert found.alphas_cumprod == tuple(alphas[[999, 749, 499, 249]].tolist())
 
 
 def test_schedule_rejects_bad_values() -> None:
@@ -130,7 +132,7 @@ def test_schedule_rejects_bad_values() -> None:
     for steps in ([1000, 5], [5, -1]):
         with pytest.raises(ValueError, match=r"0\.\.999"):
             schedule_of("ddpm", steps)
-    with pytest.raises(ValueError, match=r"unknown sampler 'euler', choose one of ddpm, ddim, dpm\+\+"):
+    with pytest.raises(ValueError, match=r"unknown sampler 'euler', choose one of ddpm, ddpm-trailing, ddim, dpm\+\+"):
         make_schedule("euler", 5)
 
 
@@ -253,7 +255,7 @@ def test_samples_follow_the_data_distribution(sampler: str) -> None:
     # 20,000 samples: standard errors 0.0035 of the mean, 0.0025 of the deviation, times 4. On top: SD's last step is
     # not quite noise, sqrt(alpha_999) = 0.068, so starting from noise alone is off by 0.055, of which DDIM keeps
     # std/1 times (its map is linear with that slope): 0.027. Finite steps: under 1 % of the deviation.
-    assert float(found.mean()) == pytest.approx(mean, abs=0.014 + (0.002 if sampler == "ddpm" else 0.027))
+    assert float(found.mean()) == pytest.approx(mean, abs=0.014 + (0.002 if sampler.startswith("ddpm") else 0.027))
     assert float(found.std()) == pytest.approx(std, abs=0.010 + 0.005)
 
 

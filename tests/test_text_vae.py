@@ -37,7 +37,7 @@ def test_padding_is_the_text_encoders(tmp_path: Path, preset: str, pad: int) -> 
     """Every position's embedding conditions the U-Net, so the id after the end matters: OpenCLIP's is 0."""
     token = PAD_TOKENS[preset]
     build_tokenizer(token).save_pretrained(tmp_path / "theirs")
-    save_tokenizer(tmp_path / "ours", token)
+    save_tokenizer(build_tokenizer(token), tmp_path / "ours")
     saved = (CLIPTokenizer.from_pretrained(tmp_path / name) for name in ("theirs", "ours"))
     for tokenizer in (build_component("tokenizer", preset), *saved):
         ids = tokenizer("a cat", padding="max_length").input_ids

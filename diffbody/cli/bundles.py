@@ -16,6 +16,7 @@ import typer
 from diffbody.cli.console import complain, progress_bar
 from diffbody.cli.options import Model, Precision, PrecisionName, Precisions, engine_option, file_option, one_of
 from diffbody_ref.loading import load_pipeline, model_folder
+from diffbody_ref.ops.results import lack_notices
 from runtime.engines.config import EngineConfig
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
@@ -53,10 +54,13 @@ def export(
     """
     folder = model_folder(model)
     from export.bundle import export_bundle
+    from runtime.bundle import Bundle
 
     with resumable("the stages that are done stay beside the bundle"), progress_bar("stages") as show:
         export_bundle(folder, out, tuple(str(name) for name in precision), show)
     print(f"exported {out}")
+    for notice in lack_notices(Bundle.open(out, verify=False).manifest.lacking):
+        complain(notice, "notice")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,6 +23,7 @@ from diffbody.cli.options import (
 )
 from diffbody_ref.loading import load_pipeline, model_folder
 from diffbody_ref.ops.builtin import NANO_FOLDER
+from diffbody_ref.ops.results import OPTIONAL_STAGES
 from runtime.engines.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -207,21 +209,33 @@ def clean(
 
 
 def load_detector(bundle: Path | None, model: str | None, device: str) -> FindPeople:
-    """What finds people and their keypoints: a bundle's graphs, or with `model` a pipeline's networks."""
+    """What finds people and their keypoints: a bundle's graphs, or with `model` a pipeline's networks.
+
+    Raises:
+        ValueError: the model has no person detector or no pose network.
+    """
     if model is None:
         from runtime.restore import Restorer
 
-        return Restorer.open(bundle or NANO_FOLDER, EngineConfig(device=device, threads=1)).locate_people
+        restorer = Restorer.open(bundle or NANO_FOLDER, EngineConfig(device=device, threads=1))
+        _check_finders(bundle, restorer.manifest.lacking)
+        return restorer.locate_people
 
     from diffbody_ref.models.pose import detect_people, estimate_pose
 
     pipeline = load_pipeline(model_folder(model), device)
+    _check_finders(model, pipeline.lacking)
 
     def find(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         boxes = detect_people(pipeline.pose_detector, pixels)
         return boxes, estimate_pose(pipeline.pose, pixels, boxes)
 
     return find
+
+
+def _check_finders(model: object, lacking: Sequence[str]) -> None:
+    if absent := [OPTIONAL_STAGES[stage] for stage in ("pose_detector", "pose") if stage in lacking]:
+        raise ValueError(f"{model}: the model has no {' and no '.join(absent)}, by which pictures are cleaned")
 
 
 def caption(

@@ -177,5 +177,8 @@ def release(
     - `diffbody release runs/nano/pipeline models/mine --runs runs/nano`
     """
     from diffbody_ref.training.release import release as release_model
+    from diffbody_ref.training.release import release_notices
 
     print(f"released {release_model(components, out, preset, runs)}")
+    for notice in release_notices(components):
+        complain(notice, "notice")

@@ -89,22 +89,26 @@ class Method:
         about: one line about the method.
         build: builds the method, or raises `UnavailableError`.
         needs_captions: whether the method is pointless without captions.
+        needs_stages: stages of the model without which the method is pointless; see `ops.results.OPTIONAL_STAGES`.
     """
 
     name: str
     about: str
     build: Callable[[Context], Restore]
     needs_captions: bool = False
+    needs_stages: tuple[str, ...] = ()
 
 
 METHODS: dict[str, Method] = {}
 
 
-def method(name: str, about: str) -> Callable[[Callable[[Context], Restore]], Callable[[Context], Restore]]:
-    """Register the decorated function, which builds the method or raises `UnavailableError`."""
+def method(
+    name: str, about: str, needs_stages: tuple[str, ...] = ()
+) -> Callable[[Callable[[Context], Restore]], Callable[[Context], Restore]]:
+    """Register the decorated function, which builds the method or raises `UnavailableError`; see `Method`."""
 
     def register(build: Callable[[Context], Restore]) -> Callable[[Context], Restore]:
-        METHODS[name] = Method(name, about, build)
+        METHODS[name] = Method(name, about, build, needs_stages=needs_stages)
         return build
 
     return register
@@ -177,7 +181,7 @@ def _real_esrgan(context: Context) -> Restore:
 # --- The pipeline and its stages
 
 
-@method("swinir", "the regression stage alone")
+@method("swinir", "the regression stage alone", needs_stages=("restorer",))
 def _swinir(context: Context) -> Restore:
     # The regression result is an intermediate result of the pipeline, here with as little else as possible.
     options = {"num_inference_steps": 1, "guidance_scale": 1.0, "body_guidance_scale": 0.0, "use_structure": False}
@@ -190,13 +194,21 @@ def _swinir(context: Context) -> Restore:
     return restore
 
 
-def _diffusion(name: str, about: str, needs_captions: bool = False, prompted: bool = True, **changed: Any) -> None:
+def _diffusion(
+    name: str,
+    about: str,
+    needs_captions: bool = False,
+    prompted: bool = True,
+    needs_stages: tuple[str, ...] = (),
+    **changed: Any,
+) -> None:
     """Register the pipeline with some options changed.
 
     Args:
         name: name of the method.
         about: one line about the method.
-        needs_captions: whether the method is pointless without captions.
+        needs_captions: see `Method`.
+        needs_stages: see `Method`.
         prompted: whether the pipeline gets the pictures' prompts.
         changed: options that differ from the requested ones.
     """
@@ -217,7 +229,7 @@ def _diffusion(name: str, about: str, needs_captions: bool = False, prompted: bo
 
         return restore
 
-    METHODS[name] = Method(name, about, build, needs_captions)
+    METHODS[name] = Method(name, about, build, needs_captions, needs_stages)
 
 
 _diffusion("diffbody", "the whole method")
@@ -229,10 +241,21 @@ _diffusion(
     guidance_scale=1.0,
     body_guidance_scale=0.0,
 )
-_diffusion("without-pose", "an empty pose map", use_pose=False)
-_diffusion("without-attention", "empty attention maps", use_attention=False)
-_diffusion("without-structure", "neither pose nor attention", use_pose=False, use_attention=False)
+_diffusion("without-pose", "an empty pose map", needs_stages=("pose_detector", "pose"), use_pose=False)
+_diffusion("without-attention", "empty attention maps", needs_stages=("pose_detector", "parts"), use_attention=False)
+_diffusion(
+    "without-structure",
+    "neither pose nor attention",
+    needs_stages=("pose_detector",),
+    use_pose=False,
+    use_attention=False,
+)
 _diffusion("without-prompt", "an empty prompt", needs_captions=True, prompted=False)
 _diffusion("without-residual", "D(z_0) alone, without the detail that the autoencoder loses", use_residual=False)
 _diffusion("with-residual", "D(z_0), and the detail of r that the autoencoder loses", use_residual=True)
-_diffusion("without-sampler", "the sampler without body-part guidance", body_guidance_scale=0.0)
+_diffusion(
+    "without-sampler",
+    "the sampler without body-part guidance",
+    needs_stages=("pose_detector", "parts"),
+    body_guidance_scale=0.0,
+)

@@ -32,6 +32,7 @@ from diffbody_ref.evaluation.suites import FULL, SUITES
 from diffbody_ref.ops.images import write_image
 from diffbody_ref.ops.options import RestoreOptions
 from diffbody_ref.ops.progress import Progress
+from diffbody_ref.ops.results import OPTIONAL_STAGES
 
 if TYPE_CHECKING:
     from diffbody_ref.pipeline import DiffBodyPipeline
@@ -288,6 +289,9 @@ def _build_methods(
     for name in names:
         if METHODS[name].needs_captions and not captions:
             absent[name] = "there are no captions to leave out"
+            continue
+        if lacking := [stage for stage in METHODS[name].needs_stages if stage in context.pipeline.lacking]:
+            absent[name] = f"the model has no {' and no '.join(OPTIONAL_STAGES[stage] for stage in lacking)}"
             continue
         try:
             restores[name] = METHODS[name].build(context)

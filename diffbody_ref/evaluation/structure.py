@@ -26,6 +26,7 @@ from diffbody_ref.data.datasets import Person
 from diffbody_ref.ops.keypoints import FACE, FEET, LEFT_HAND, RIGHT_HAND
 from diffbody_ref.ops.parts import PART_LABELS
 from diffbody_ref.ops.pose import person_crop
+from diffbody_ref.ops.results import FINDERS, OPTIONAL_STAGES
 from diffbody_ref.structure import structure_maps
 
 if TYPE_CHECKING:
@@ -146,8 +147,14 @@ class StructureProbe:
     """
 
     def __init__(self, pipeline: DiffBodyPipeline) -> None:
+        """
+        Raises:
+            ValueError: the model lacks one of these networks.
+        """
+        if lacking := [OPTIONAL_STAGES[stage] for stage in pipeline.lacking if stage in FINDERS]:
+            raise ValueError(f"the model has no {' and no '.join(lacking)}, by which the structure suite measures")
         self.detector, self.pose, self.parts = pipeline.pose_detector, pipeline.pose, pipeline.parts
-        self.placement = {"device": pipeline.device, "dtype": pipeline.swinir.dtype}
+        self.placement = {"device": pipeline.device, "dtype": pipeline.vae.dtype}
         self.same_parts = self.parts.part_names == PART_LABELS[1:]
 
     def __call__(self, pixels: np.ndarray, subject: Subject) -> dict[str, Any]:

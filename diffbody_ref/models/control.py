@@ -93,6 +93,29 @@ class ControlBranch(ControlNetModel):
         return branch
 
 
+def with_parts(branch: ControlBranch, part_count: int) -> ControlBranch:
+    """The branch for another number of body parts: itself, or one with so many attention channels of zero weight.
+
+    Raises:
+        ValueError: the branch was trained with attention maps of other parts, so that their number cannot change.
+    """
+    had = branch.config.part_count
+    if had == part_count:
+        return branch
+    before, kept = branch.controlnet_cond_embedding.weight.detach(), branch.config.in_channels + 3
+    if before[:, kept:].any():
+        raise ValueError(
+            f"the control branch was trained with attention maps of {had} parts, the part network has {part_count}"
+        )
+    ours = {name: branch.config[name] for name in COPIED}
+    with torch.device("meta"):
+        fresh = ControlBranch(part_count=part_count, **ours)
+    weight = before.new_zeros(before.shape[0], kept + part_count + 1, *before.shape[2:])
+    weight[:, :kept] = before[:, :kept]
+    fresh.load_state_dict({**branch.state_dict(), "controlnet_cond_embedding.weight": weight}, assign=True)
+    return fresh.train(branch.training)
+
+
 def condition_latents(z_r: Tensor, pose: Tensor, attention: Tensor) -> Tensor:
     """The condition on the latent grid.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +40,6 @@ CONFIGS: dict[str, dict] = {
 # OpenCLIP pads with id 0, which is "!" in this vocabulary; CLIP pads with its end token.
 OPEN_CLIP_PAD, CLIP_PAD = "!", "<|endoftext|>"
 PAD_TOKENS = {"sd21": OPEN_CLIP_PAD, "nano": CLIP_PAD}
-VOCABULARY = ("vocab.json", "merges.txt")
 
 
 def build_text_encoder(preset: str) -> CLIPTextModel:
@@ -57,17 +56,36 @@ def build_tokenizer(pad_token: str = CLIP_PAD) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(TOKENIZER_FOLDER, pad_token=pad_token)
 
 
-def save_tokenizer(folder: Path, pad_token: str) -> None:
-    """Write CLIP's tokenizer to a new folder: the vocabulary's two source files, and what to pad with.
+def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write a tokenizer as its vocabulary's two source files: a third of the one file that transformers writes.
 
-    They are a third of the size of the one file that transformers writes, and a bundle's runtime reads them.
+    That one is written, too, if there are tokens beyond the vocabulary, which the source files cannot hold.
     """
-    folder.mkdir(parents=True)
-    for name in VOCABULARY:
-        shutil.copyfile(TOKENIZER_FOLDER / name, folder / name)
-    config = json.loads((TOKENIZER_FOLDER / "tokenizer_config.json").read_text(encoding="utf-8"))
-    text = json.dumps({**config, "pad_token": pad_token}, indent=2) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    if len(tokenizer) > len(_vocabulary(tokenizer)["vocab"]):
+        tokenizer.save_pretrained(folder)
+    write_vocabulary(tokenizer, folder)
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.model_max_length}
+    config |= {name: str(getattr(tokenizer, name)) for name in names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write vocab.json and merges.txt, which bundles read; files of the same content stay as they are."""
+    model = _vocabulary(tokenizer)
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    if not vocabulary.is_file() or json.loads(vocabulary.read_text(encoding="utf-8")) != model["vocab"]:
+        text = json.dumps(model["vocab"], ensure_ascii=False, separators=(",", ":"))
+        vocabulary.write_text(text, encoding="utf-8")
+    lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    if not merges.is_file() or merges.read_text(encoding="utf-8").split("\n")[1:-1] != lines:
+        merges.write_text("\n".join(["#version: 0.2", *lines]) + "\n", encoding="utf-8")
+
+
+def _vocabulary(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    """The model of the library tokenizers: "vocab", ids by token, and "merges", pairs."""
+    return json.loads(tokenizer.backend_tokenizer.to_str())["model"]
 
 
 def prompt_tokenizer(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> PromptTokenizer:

@@ -14,10 +14,10 @@ class Geometry:
         factor: pixels per latent cell along a side.
         latent_channels: of the latents.
         text_length: token ids of one chunk of a prompt, with its frame and padding.
-        detector_size: side in pixels of the detector's square input.
-        pose_height: of the pose network's crops, in pixels.
+        detector_size: side in pixels of the detector's square input; 0 where the model has no detector.
+        pose_height: of the pose network's crops, in pixels; 0 where the model has no pose network.
         pose_width: see `pose_height`.
-        part_names: the K parts, in the order of the attention maps.
+        part_names: the K parts, in the order of the attention maps; none where the model has no part network.
     """
 
     multiple: int

@@ -33,6 +33,12 @@ def _names() -> tuple[str, ...]:
 NAMES: tuple[str, ...] = _names()
 INDEX: dict[str, int] = {name: i for i, name in enumerate(NAMES)}
 
+
+def unseen(people: int) -> np.ndarray:
+    """Keypoints of people of whom none was looked for: zeros, float32 (people, 133, 3)."""
+    return np.zeros((people, COUNT, 3), np.float32)
+
+
 # Mirror images within iBUG-68, as (first, last, sum): point i of first..last mirrors to sum - i.
 # Jaw, brows, nostrils, upper and lower eyelids, outer and inner lips; the nose bridge stays.
 _FACE_MIRROR = (

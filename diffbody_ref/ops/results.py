@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +13,17 @@ from diffbody_ref.ops.options import RestoreOptions
 from diffbody_ref.ops.processing import Sizes, to_pixels
 
 NO_PERSON = "no person found: pose and attention are empty and body guidance is off"
+NO_REGRESSION = "the model has no regression network: the picture, brought to size, is taken as it is"
+
+OPTIONAL_STAGES = {
+    "restorer": "regression network",
+    "pose_detector": "person detector",
+    "pose": "pose network",
+    "parts": "part network",
+}
+"""The stages that a model may lack, with their names in a notice."""
+
+FINDERS = ("pose_detector", "pose", "parts")  # of people and of what they look like
 
 
 @dataclass(frozen=True)
@@ -56,16 +69,54 @@ class Intermediates:
         )
 
 
-def notices(people: int, guided: int, options: RestoreOptions) -> list[str]:
+def lack_notices(lacking: Collection[str], use_structure: bool = True) -> list[str]:
+    """What a model cannot do for want of a network, one line each.
+
+    Args:
+        lacking: those of `OPTIONAL_STAGES` that it does not have.
+        use_structure: False where nobody is looked for anyway.
+    """
+    told = [NO_REGRESSION] * ("restorer" in lacking)
+    absent = [f"no {OPTIONAL_STAGES[stage]}" for stage in FINDERS if stage in lacking]
+    if not (absent and use_structure):
+        return told
+    without = {*lacking} | ({"pose", "parts"} if "pose_detector" in lacking else set())
+    follows = [
+        *(["nobody is found"] if "pose_detector" in lacking else []),
+        *(["an empty pose map"] if "pose" in without else []),
+        *(["no attention maps and no body guidance"] if "parts" in without else []),
+    ]
+    return [*told, f"the model has {', '.join(absent)}: {', '.join(follows)}"]
+
+
+def guidance_notices(asked: Mapping[str, Any], lacking: Collection[str]) -> list[str]:
+    """The answer to an explicit `body_guidance_scale` where the model cannot guide, one line or none.
+
+    Args:
+        asked: the options that were given.
+        lacking: see `lack_notices`.
+    """
+    absent = [OPTIONAL_STAGES[stage] for stage in ("pose_detector", "parts") if stage in lacking]
+    if not (absent and (asked.get("body_guidance_scale") or 0) > 0):
+        return []
+    return [f"body_guidance_scale does nothing: the model has no {' and no '.join(absent)}"]
+
+
+def notices(people: int, guided: int, options: RestoreOptions, lacking: Collection[str] = ()) -> list[str]:
     """What whoever asked should know of a restoration, one line each.
 
     Args:
         people: how many were found.
         guided: how many of them body guidance looks at.
+        options: of the restoration.
+        lacking: see `lack_notices`.
     """
+    told = lack_notices(lacking, options.use_structure)
+    if "pose_detector" in lacking:
+        return told
     if options.use_structure and not people:
-        return [NO_PERSON]
-    if options.body_guidance_scale > 0 and guided < people:
+        return [*told, NO_PERSON]
+    if "parts" not in lacking and options.body_guidance_scale > 0 and guided < people:
         left_out = people - guided
-        return [f"{left_out} of {people} people are not guided: larger than a tile, {options.tile_size} pixels"]
-    return []
+        told.append(f"{left_out} of {people} people are not guided: larger than a tile, {options.tile_size} pixels")
+    return told

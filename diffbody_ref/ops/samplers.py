@@ -1,7 +1,10 @@
-"""Noise schedule and samplers, one text for numpy and PyTorch: a new sampler is one function and one row of `SAMPLERS`.
+"""Noise process and samplers, one text for numpy and PyTorch: a new sampler is one function and one row of `SAMPLERS`.
 
 Notation: ᾱ_t = Π (1 − β_i) is `alphas_cumprod`; z_t = √ᾱ_t z_0 + √(1 − ᾱ_t) ε. Latents are arrays of numpy or tensors
 of PyTorch; schedules hold plain floats, which take the latents' dtype wherever they are multiplied with them.
+
+A model says its `NoiseProcess`: the ᾱ of its training, and what its denoiser predicts. From a process, a sampler and a
+number of steps follows a `Schedule`, which is all that sampling needs.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +30,65 @@ follows step i."""
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What a denoiser's output stands for, with s = √ᾱ_t and n = √(1 − ᾱ_t), floats or arrays: z_t = s·z_0 + n·ε.
+
+    Attributes:
+        z0: (s, n, z_t, output) → z̃_0, what the output says of z_0; of ε this is DiffBody's eq. 5.
+        target: (s, n, z_0, ε) → what training teaches the output to be.
+        error_scale: SNR = ᾱ_t / (1 − ᾱ_t) → the output's squared error over the squared error of its z̃_0.
+    """
+
+    z0: Callable[[Any, Any, Latents, Latents], Latents]
+    target: Callable[[Any, Any, Latents, Latents], Latents]
+    error_scale: Callable[[Any], Any]
+
+
+PREDICTIONS: dict[str, Prediction] = {
+    "epsilon": Prediction(lambda s, n, z, eps: (z - n * eps) / s, lambda s, n, z0, eps: eps, lambda snr: snr),
+    # Salimans & Ho 2022, arXiv:2202.00512: v = s·ε − n·z_0. The only one of noise that works where s is 0.
+    "v_prediction": Prediction(
+        lambda s, n, z, v: s * z - n * v, lambda s, n, z0, eps: s * eps - n * z0, lambda snr: snr + 1.0
+    ),
+    "sample": Prediction(lambda s, n, z, z0: z0, lambda s, n, z0, eps: z0, lambda snr: 1.0),
+}
+"""What denoisers predict, by diffusers' names (`prediction_type`)."""
+
+
+@dataclass(frozen=True)
+class NoiseProcess:
+    """How a model's training made noise of latents, and what its denoiser predicts; checked when made.
+
+    Attributes:
+        alphas_cumprod: ᾱ of every training step, 1000 numbers that fall from below 1 to above 0, or to 0 (zero terminal
+            SNR: the last step is noise alone; Lin et al. 2023, arXiv:2305.08891).
+        prediction_type: a name in `PREDICTIONS`.
+
+    Raises:
+        ValueError: other numbers, an unknown prediction, or one of ε where ᾱ ends at 0, from which no z_0 follows.
+    """
+
+    alphas_cumprod: tuple[float, ...]
+    prediction_type: str = "epsilon"
+
+    def __post_init__(self) -> None:
+        levels = (1.0, *self.alphas_cumprod)
+        falling = all(a > b for a, b in pairwise(levels)) and levels[-1] >= 0.0
+        if len(levels) != NUM_TRAIN_TIMESTEPS + 1 or not falling:
+            raise ValueError(
+                f"alphas_cumprod must be {NUM_TRAIN_TIMESTEPS} numbers that fall from below 1 to 0 or more"
+            )
+        if self.prediction_type not in PREDICTIONS:
+            known = ", ".join(PREDICTIONS)
+            raise ValueError(f"unknown prediction_type {self.prediction_type!r}, choose one of {known}")
+        if levels[-1] == 0.0 and self.prediction_type == "epsilon":
+            raise ValueError(
+                "prediction_type 'epsilon' does not go with a zero terminal SNR (alphas_cumprod ends at 0), where ε "
+                "says nothing of the picture; it must be 'v_prediction' or 'sample'"
+            )
+
+
+@dataclass(frozen=True)
 class Schedule:
     """The sampling steps in the order in which they run: each tuple has one entry a step.
 
@@ -35,16 +98,18 @@ class Schedule:
 
     Attributes:
         sampler: a name in `SAMPLERS`.
+        prediction_type: a name in `PREDICTIONS`.
         timesteps: descending, the t that the denoiser is given (0..999).
         alphas_cumprod: ᾱ_t.
         alphas_cumprod_prev: ᾱ of the following step, 1 at the end.
         posterior_mean_coef1: √ᾱ_prev·β / (1 − ᾱ_t) with β = 1 − ᾱ_t/ᾱ_prev.
         posterior_mean_coef2: √(1 − β)·(1 − ᾱ_prev) / (1 − ᾱ_t).
         posterior_std: √(β·(1 − ᾱ_prev) / (1 − ᾱ_t)), the "fixed small" variance.
-        log_snr: λ_t = ½ log(ᾱ_t / (1 − ᾱ_t)), half the logarithm of the signal-to-noise ratio.
+        log_snr: λ_t = ½ log(ᾱ_t / (1 − ᾱ_t)), half the logarithm of the signal-to-noise ratio; −∞ where ᾱ_t is 0.
     """
 
     sampler: str
+    prediction_type: str
     timesteps: tuple[int, ...]
     alphas_cumprod: tuple[float, ...]
     alphas_cumprod_prev: tuple[float, ...]
@@ -141,6 +206,7 @@ class Sampler:
 
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": Sampler(both_ends, ancestral),
+    "ddpm-trailing": Sampler(trailing, ancestral),
     "ddim": Sampler(trailing, solver(1)),
     "dpm++": Sampler(trailing, solver(2)),
 }
@@ -153,10 +219,10 @@ def next_latents(
     return SAMPLERS[schedule.sampler].step(schedule, i, z, z0, previous, noise)
 
 
-def predict_z0(schedule: Schedule, i: int, z: Latents, eps: Latents) -> Latents:
-    """z̃_0 = (z_t − √(1 − ᾱ_t) ε) / √ᾱ_t at step i (DiffBody eq. 5)."""
+def predict_z0(schedule: Schedule, i: int, z: Latents, output: Latents) -> Latents:
+    """z̃_0 of step i by the denoiser's output: of ε, (z_t − √(1 − ᾱ_t) ε) / √ᾱ_t (DiffBody eq. 5)."""
     alpha = schedule.alphas_cumprod[i]
-    return (z - math.sqrt(1.0 - alpha) * eps) / math.sqrt(alpha)
+    return PREDICTIONS[schedule.prediction_type].z0(math.sqrt(alpha), math.sqrt(1.0 - alpha), z, output)
 
 
 def initial_latents(schedule: Schedule, z_r: Latents, noise: NoiseSource, strength: float) -> Latents:
@@ -181,7 +247,7 @@ def initial_latents(schedule: Schedule, z_r: Latents, noise: NoiseSource, streng
 
 
 def make_schedule(
-    sampler: str, num_inference_steps: int, strength: float = 1.0, alphas: Sequence[float] | np.ndarray | None = None
+    sampler: str, num_inference_steps: int, strength: float = 1.0, process: NoiseProcess | None = None
 ) -> Schedule:
     """The steps of a sampler that run at a strength: the last ones, as many as `steps_to_run` says.
 
@@ -189,22 +255,23 @@ def make_schedule(
         sampler: a name in `SAMPLERS`.
         num_inference_steps: 1..1000.
         strength: in (0, 1]; below 1, sampling starts from the regression's latents, noised to the first of the steps.
-        alphas: ᾱ of every training step, (1000,); None is `alphas_cumprod()`.
+        process: the model's; None is `STABLE_DIFFUSION`.
 
     Raises:
         ValueError: unknown sampler, or a count or strength that is out of range.
     """
     count = steps_to_run(num_inference_steps, strength)
-    return schedule_of(sampler, check_sampler(sampler).timesteps(num_inference_steps)[-count:], alphas)
+    return schedule_of(sampler, check_sampler(sampler).timesteps(num_inference_steps)[-count:], process)
 
 
-def schedule_of(sampler: str, timesteps: Sequence[int], alphas: Sequence[float] | np.ndarray | None = None) -> Schedule:
+def schedule_of(sampler: str, timesteps: Sequence[int], process: NoiseProcess | None = None) -> Schedule:
     """The sampling coefficients at chosen timesteps; other arguments as those of `make_schedule`.
 
     Raises:
         ValueError: the timesteps are empty, out of range or not strictly descending.
     """
-    table = alphas_cumprod() if alphas is None else np.asarray(alphas, dtype=np.float64)
+    process = process or STABLE_DIFFUSION
+    table = np.asarray(process.alphas_cumprod, dtype=np.float64)
     steps = np.asarray(timesteps, dtype=np.int64)
     if steps.ndim != 1 or steps.size == 0 or np.any(np.diff(steps) >= 0):
         raise ValueError(f"timesteps must be a strictly descending list, got {steps.tolist()}")
@@ -213,21 +280,52 @@ def schedule_of(sampler: str, timesteps: Sequence[int], alphas: Sequence[float] 
     current = table[steps]
     previous = np.append(current[1:], 1.0)
     beta = 1.0 - current / previous
+    with np.errstate(divide="ignore"):  # log 0 = −∞ is right: the samplers' limits are those of pure noise
+        log_snr = 0.5 * np.log(current / (1.0 - current))
     columns = (
         current,
         previous,
         np.sqrt(previous) * beta / (1.0 - current),
         np.sqrt(1.0 - beta) * (1.0 - previous) / (1.0 - current),
         np.sqrt(beta * (1.0 - previous) / (1.0 - current)),
-        0.5 * np.log(current / (1.0 - current)),
+        log_snr,
     )
-    return Schedule(sampler, tuple(steps.tolist()), *(tuple(column.tolist()) for column in columns))
+    floats = (tuple(column.tolist()) for column in columns)
+    return Schedule(sampler, process.prediction_type, tuple(steps.tolist()), *floats)
 
 
-def alphas_cumprod() -> np.ndarray:
-    """ᾱ_t of Stable Diffusion, float64 (1000,): β is linear in its square root from 0.00085 to 0.012."""
-    betas = np.linspace(math.sqrt(BETA_START), math.sqrt(BETA_END), NUM_TRAIN_TIMESTEPS, dtype=np.float64) ** 2
+def scaled_linear(start: float, end: float) -> np.ndarray:
+    """β that are linear in their square root: Stable Diffusion's."""
+    return np.linspace(math.sqrt(start), math.sqrt(end), NUM_TRAIN_TIMESTEPS, dtype=np.float64) ** 2
+
+
+def cosine() -> np.ndarray:
+    """β of Nichol & Dhariwal 2021 (arXiv:2102.09672, eq. 17), at most 0.999."""
+    roots = np.cos((np.linspace(0.0, 1.0, NUM_TRAIN_TIMESTEPS + 1) + 0.008) / 1.008 * math.pi / 2)
+    return np.minimum(1.0 - (roots[1:] / roots[:-1]) ** 2, 0.999)
+
+
+BETA_SCHEDULES: dict[str, Callable[[float, float], np.ndarray]] = {
+    "scaled_linear": scaled_linear,
+    "linear": lambda start, end: np.linspace(start, end, NUM_TRAIN_TIMESTEPS, dtype=np.float64),
+    "squaredcos_cap_v2": lambda start, end: cosine(),
+}
+"""β of the 1000 training steps, float64, of β_start and β_end, by diffusers' names (`beta_schedule`)."""
+
+
+def alphas_cumprod(betas: Sequence[float] | np.ndarray | None = None) -> np.ndarray:
+    """ᾱ_t, float64 (1000,), of β_t; by default of Stable Diffusion's: √β is linear from √0.00085 to √0.012."""
+    betas = scaled_linear(BETA_START, BETA_END) if betas is None else np.asarray(betas, np.float64)
     return np.cumprod(1.0 - betas)
+
+
+def zero_terminal_snr(alphas: np.ndarray) -> np.ndarray:
+    """ᾱ_t whose root is shifted and scaled so that the last one is 0 and the first stays (Lin et al. 2023, alg. 1)."""
+    roots = np.sqrt(alphas)
+    return ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
+
+
+STABLE_DIFFUSION = NoiseProcess(tuple(alphas_cumprod().tolist()))
 
 
 def steps_to_run(num_inference_steps: int, strength: float = 1.0) -> int:

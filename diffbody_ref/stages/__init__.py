@@ -38,9 +38,15 @@ def build_stage(name: str, components: Mapping[str, Any]) -> Stage:
     return kind(*(components[component] for component in kind.components)).eval().requires_grad_(False)
 
 
+def stages_of(components: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stages that can be made of a pipeline's components, some of which may be None."""
+    lacking = {name for name, component in components.items() if component is None}
+    return tuple(name for name, kind in STAGES.items() if lacking.isdisjoint(kind.components))
+
+
 def bind_stages(pipeline: DiffBodyPipeline) -> tuple[BoundStage, ...]:
-    """Every stage with a pipeline's networks."""
-    modules = {name: build_stage(name, pipeline.components) for name in STAGES}
+    """Every stage that a pipeline has the networks of, with them."""
+    modules = {name: build_stage(name, pipeline.components) for name in stages_of(pipeline.components)}
     return tuple(
         BoundStage(name, module, module.signature(pipeline.geometry, pipeline.settings))
         for name, module in modules.items()

@@ -37,7 +37,10 @@ class TextEncoder(Stage):
 
 
 class Denoiser(Stage):
-    """ε_θ of eq. 4, control branch and U-Net in one graph."""
+    """ε_θ of eq. 4, control branch and U-Net in one graph.
+
+    Its output is called noise, but is what the model's `NoiseProcess` says: ε, v or z_0.
+    """
 
     components = ("unet", "control")
 

@@ -103,7 +103,8 @@ def train(
     stage = build_stage(config)
     show = progress if main else silent
     data = data_checksum(stage.contents(accelerator, show))
-    settings = run_settings(config, data, networks_checksum(Path(config.pipeline), stage.frozen))
+    networks = networks_checksum(Path(config.pipeline), (*stage.frozen, *stage.configured))
+    settings = run_settings(config, data, networks)
     check_newest(config, settings, allowed)
     stage.prepare(accelerator, show)
     state, model, optimizer = _set_up(config, stage, accelerator, settings, allowed)
@@ -198,7 +199,8 @@ def is_finished(config: TrainConfig) -> bool:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{marker}: not the mark of a finished run: {error}; remove it to go on") from None
     data = data_checksum(PeopleFolder(config.data).contents())
-    networks = networks_checksum(Path(config.pipeline), stage_class(config.stage).components(config)[1])
+    kind = stage_class(config.stage)
+    networks = networks_checksum(Path(config.pipeline), (*kind.components(config)[1], *kind.configured))
     return ended and done.get("settings") == run_settings(config, data, networks)
 
 

@@ -1,5 +1,7 @@
 """From trained components to a model folder that can be handed out: half precision, settings, a small tokenizer.
 
+What a model may lack (`components.OPTIONAL`) is left out where the components do not hold it.
+
 The model's training.json says how its training pictures were degraded, which is how `diffbody evaluate` measures it,
 and of which components it was made.
 """
@@ -13,12 +15,14 @@ from pathlib import Path
 
 import torch
 
-from diffbody_ref.components import COMPONENT_CLASSES, load_component, load_or_build_component
+from diffbody_ref.components import COMPONENT_CLASSES, OPTIONAL, STAGE_OF, load_component, load_or_build_component
 from diffbody_ref.data import recipes
 from diffbody_ref.libraries import silence_libraries
+from diffbody_ref.models.control import with_parts
 from diffbody_ref.models.text import save_tokenizer
 from diffbody_ref.ops.files import replace_folder
 from diffbody_ref.ops.options import check_preset
+from diffbody_ref.ops.results import lack_notices
 from diffbody_ref.pipeline import DiffBodyPipeline
 from diffbody_ref.training.curves import plot_losses
 from diffbody_ref.training.disk import writing
@@ -46,13 +50,16 @@ def release(components: Path, out: Path, preset: str, runs: Path | None = None) 
     """
     silence_libraries()
     check_complete(components)
-    settings = check_preset(preset).of_pipeline()
+    settings, lacking = check_preset(preset).of_pipeline(), left_out(components)
     parts = {
         name: load_or_build_component(components, name, preset)
         if name in UNTRAINED
         else load_component(components, name, torch.float32 if name == "unet" else torch.float16)
         for name in COMPONENT_CLASSES
+        if name not in lacking
     }
+    if "parts" in parts:
+        parts["control"] = with_parts(parts["control"], len(parts["parts"].part_names))
     merge_lora(parts["unet"], components)  # in float32: half precision would round most of an update away
     parts["unet"].half()
     fresh = out.with_name(f".{out.name}.new")
@@ -63,7 +70,7 @@ def release(components: Path, out: Path, preset: str, runs: Path | None = None) 
             for config in fresh.glob("*/config.json"):
                 _forget_origin(config)
             shutil.rmtree(fresh / "tokenizer")
-            save_tokenizer(fresh / "tokenizer", parts["tokenizer"].pad_token)
+            save_tokenizer(parts["tokenizer"], fresh / "tokenizer")
             record = {**recipes.read_record(components), "components": _checksum(components, preset)}
             recipes.write_record(fresh, {"stages": {}, **record})
         if runs is not None:
@@ -93,8 +100,19 @@ def check_complete(components: Path) -> None:
 
 
 def missing(components: Path) -> list[str]:
-    """The trained components that a pipeline's folder does not hold."""
-    return [name for name in COMPONENT_CLASSES if name not in UNTRAINED and not (components / name).is_dir()]
+    """The components that a model cannot do without and that a pipeline's folder does not hold."""
+    needed = [name for name in COMPONENT_CLASSES if name not in (*UNTRAINED, *OPTIONAL)]
+    return [name for name in needed if not (components / name).is_dir()]
+
+
+def left_out(components: Path) -> list[str]:
+    """Those of `components.OPTIONAL` that a pipeline's folder does not hold."""
+    return [name for name in OPTIONAL if not (components / name).is_dir()]
+
+
+def release_notices(components: Path) -> list[str]:
+    """What a model of these components cannot do, one line each."""
+    return lack_notices([STAGE_OF[name] for name in left_out(components)])
 
 
 def _checksum(components: Path, preset: str) -> str:

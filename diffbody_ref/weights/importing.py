@@ -272,7 +272,7 @@ class _Import:
         if self.fresh is None:
             return
         if name == "tokenizer":
-            save_tokenizer(self.fresh / name, network.pad_token)
+            save_tokenizer(network, self.fresh / name)
         else:
             network.save_pretrained(self.fresh / name)
 

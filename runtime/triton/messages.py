@@ -10,7 +10,7 @@ import base64
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,9 +91,14 @@ class RestorationReport:
         return cls(**{**values, "spans": spans, "loss_curve": [(t, loss) for t, loss in values["loss_curve"]]})
 
 
-def write_source(picture: Picture) -> str:
-    """What the answer takes over from a request's picture, its metadata and notices, as JSON in one line."""
-    return json.dumps({"metadata": picture.metadata.to_json(), "notices": picture.notices})
+def write_source(picture: Picture, notices: Sequence[str] = ()) -> str:
+    """What the answer takes over from a request's picture, its metadata and notices, as JSON in one line.
+
+    Args:
+        picture: of the request.
+        notices: on the rest of the request.
+    """
+    return json.dumps({"metadata": picture.metadata.to_json(), "notices": [*picture.notices, *notices]})
 
 
 def read_source(text: str | bytes) -> tuple[Metadata, list[str]]:

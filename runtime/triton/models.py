@@ -213,7 +213,8 @@ def open_restorer(parameters: ModelParameters, stages: Sequence[str] = ()) -> Re
     """
     bundle = Bundle.open(parameters.bundle, verify=False)
     engines = EnginePool(bundle, parameters.engine_config)
-    engines.load(stage for stage in stages if stage not in parameters.plans)
+    # A stage that the bundle lacks is passed over: `Restorer` does without it.
+    engines.load(stage for stage in stages if stage in bundle.manifest.stages and stage not in parameters.plans)
 
     def infer(stage: str, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if stage not in parameters.plans:

@@ -15,6 +15,11 @@ from runtime.triton.contract import TRITON_TYPES, TritonTensor, plan_model
 STAGES = ("restorer", "text_encoder", "vae_encoder", "vae_decoder")
 
 
+def planned_stages(bundle: Bundle) -> tuple[str, ...]:
+    """Those of `STAGES` that the bundle has."""
+    return tuple(stage for stage in STAGES if stage in bundle.manifest.stages)
+
+
 def choose_plans(bundle: Bundle, precision: str) -> PlanTarget:
     """The plans to serve: of full TensorRT, which Triton's backend runs, and if there are several, of this GPU.
 
@@ -36,8 +41,8 @@ def choose_plans(bundle: Bundle, precision: str) -> PlanTarget:
 
 
 def write_plan_models(bundle: Bundle, target: PlanTarget, repository: Path, max_queue: int) -> None:
-    """Add a model for each stage in `STAGES` to a repository that is being made. The plans stay in the bundle."""
-    for stage in STAGES:
+    """Add a model for each planned stage to a repository that is being made. The plans stay in the bundle."""
+    for stage in planned_stages(bundle):
         entry = bundle.manifest.stages[stage]
         folder = repository / plan_model(stage)
         (folder / "1").mkdir(parents=True)

@@ -14,7 +14,7 @@ from runtime.engines.pool import EnginePool
 from runtime.triton import pbtxt
 from runtime.triton.config import RepositoryConfig
 from runtime.triton.contract import ENSEMBLE, MODEL, MODELS, PIPELINE_MODEL, READY, ModelParameters, ModelTensors
-from runtime.triton.plans import STAGES, choose_plans, write_plan_models
+from runtime.triton.plans import choose_plans, planned_stages, write_plan_models
 
 SOURCES = Path(__file__).parents[2] / "triton_models"
 TENSORS_ON_DEVICE = {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"}  # a parameter of Triton's Python backend
@@ -58,7 +58,7 @@ def model_parameters(config: RepositoryConfig, bundle: Bundle) -> ModelParameter
         engine="tensorrt" if gpu else "onnxruntime",
         guidance=config.guidance or ("torch" if gpu else "engine"),
         device="cuda" if gpu else "cpu",
-        plans=STAGES if gpu else (),
+        plans=planned_stages(bundle) if gpu else (),
         threads=config.threads,
         precision=config.precision,
         max_in_flight=config.max_in_flight,

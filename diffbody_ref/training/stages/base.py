@@ -29,6 +29,7 @@ class TrainingStage(nn.Module):
     Attributes:
         trained: names of the components that the stage trains; they are loaded from the pipeline folder or built.
         frozen: names of the components that the stage only uses; they must be in the pipeline folder.
+        configured: names of components without weights that the stage reads; what the folder lacks is the preset's.
         needs: labels, fields of `Person`, that the stage's pictures must have.
         adversaries: names of modules that train against the trained components: with a learning rate of their own
             (`TrainConfig.adversary_learning_rate`), and without a moving average.
@@ -38,6 +39,7 @@ class TrainingStage(nn.Module):
 
     trained: tuple[str, ...]
     frozen: tuple[str, ...] = ()
+    configured: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     adversaries: tuple[str, ...] = ()
 

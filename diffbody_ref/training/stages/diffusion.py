@@ -1,5 +1,7 @@
 """The stage of text encoder, U-Net and control branch, equation 4: ‖ε − ε_θ(z_t, t, c, z_r, P, A)‖².
 
+Where the pipeline's scheduler says so, the target is v or z_0 instead of ε, and the noise that of other betas.
+
 The frozen networks (SwinIR, VAE encoder, pose and part networks) run once over the data before training, on
 `config.variants` degradations per picture; their outputs are kept beside the checkpoints. If the text encoder is
 frozen, the captions are encoded in the same way.
@@ -14,14 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffbody_ref.components import load_or_build_component
+from diffbody_ref.components import load_or_build_component, usual_part_count
 from diffbody_ref.data.datasets import content_checksum
 from diffbody_ref.models.control import ControlBranch, condition_latents, denoise
 from diffbody_ref.models.text import encode_prompt
 from diffbody_ref.models.vae import decode
 from diffbody_ref.ops.progress import Progress, silent
-from diffbody_ref.ops.samplers import alphas_cumprod, make_schedule
+from diffbody_ref.ops.results import FINDERS
+from diffbody_ref.ops.samplers import PREDICTIONS, make_schedule
 from diffbody_ref.sampling import noise_source, sample
+from diffbody_ref.schedulers import noise_process_of
 from diffbody_ref.structure import batch_structure_maps
 from diffbody_ref.training.config import TrainConfig
 from diffbody_ref.training.crops import degraded_pair
@@ -45,19 +49,35 @@ ENCODERS = ("swinir", "vae", "pose_detector", "pose", "parts")
 class DiffusionStage(TrainingStage):
     """Trains text encoder, U-Net and control branch, or those of them that `config.tuning` selects."""
 
+    configured = ("tokenizer", "scheduler")
     swinir: Any  # None once the data is encoded, like the other encoders
     text_encoder: Any
 
     @classmethod
     def components(cls, config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        trained = TRAINED[config.tuning]
-        return trained, (*ENCODERS, *(name for name in DENOISER if name not in trained))
+        trained, folder = TRAINED[config.tuning], Path(config.pipeline)
+        encoders = [name for name in ENCODERS if config.structure or name not in FINDERS or (folder / name).is_dir()]
+        return trained, (*encoders, *(name for name in DENOISER if name not in trained))
 
     def __init__(self, config: TrainConfig) -> None:
-        super().__init__(config)
+        """
+        Raises:
+            FileNotFoundError: the pipeline's folder lacks a network that the stage builds on.
+            ValueError: a component that is none.
+        """
         pipeline = Path(config.pipeline)
-        self.tokenizer = load_or_build_component(pipeline, "tokenizer", config.preset)
-        self.register_buffer("alphas_cumprod", torch.from_numpy(alphas_cumprod()).float(), persistent=False)
+        absent = [name for name in FINDERS if not (pipeline / name).is_dir()]
+        if config.structure and absent:
+            raise FileNotFoundError(
+                f"{pipeline}: no component {absent[0]!r} there; train or import it first, or set structure = false, "
+                "which trains without pose and attention"
+            )
+        super().__init__(config)
+        for name in absent:
+            setattr(self, name, None)
+        self.tokenizer, scheduler = (load_or_build_component(pipeline, name, config.preset) for name in self.configured)
+        self.process = noise_process_of(scheduler)
+        self.register_buffer("alphas_cumprod", torch.tensor(self.process.alphas_cumprod), persistent=False)
         self.texts: EncodedRows | None = None
         if "unet" in self.frozen and self._mixed:
             torch.nn.Module.to(self.unet, PRECISIONS[config.mixed_precision])  # diffusers' own `to` warns for nothing
@@ -72,7 +92,9 @@ class DiffusionStage(TrainingStage):
     def load_or_build(self, name: str) -> Any:
         """A component to train; a fresh control branch is a copy of the U-Net that it controls."""
         if name == "control" and not (Path(self.config.pipeline) / name).is_dir():
-            return ControlBranch.from_unet(self.unet, len(self.parts.part_names))
+            if (part_net := getattr(self, "parts", None)) is not None:
+                return ControlBranch.from_unet(self.unet, len(part_net.part_names))
+            return ControlBranch.from_unet(self.unet, usual_part_count(self.config.preset))
         return super().load_or_build(name)
 
     def notices(self) -> list[str]:
@@ -141,7 +163,8 @@ class DiffusionStage(TrainingStage):
         regression = self.swinir(batch["low"]).clamp(0, 1)
         posterior = self.vae.encode(batch["high"] * 2 - 1).latent_dist
         z_r = self.vae.encode(regression * 2 - 1).latent_dist.mode() * self.vae.config.scaling_factor
-        maps = batch_structure_maps(self.pose_detector, self.pose, self.parts, regression)
+        finders = self.pose_detector, self.pose, self.parts
+        maps = batch_structure_maps(*finders, regression, self.control.config.part_count)
         pose, attention = (torch.cat([getattr(m, name) for m in maps]) for name in ("pose", "attention"))
         use_structure = 1.0 if self.config.structure else 0.0
         arrays = {
@@ -186,14 +209,17 @@ class DiffusionStage(TrainingStage):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         a = self.alphas_cumprod[batch["timestep"]][:, None, None, None]
-        z_t = a.sqrt() * batch["latents"] + (1 - a).sqrt() * batch["noise"]
+        signal, noise, prediction = a.sqrt(), (1 - a).sqrt(), PREDICTIONS[self.process.prediction_type]
+        z_t = signal * batch["latents"] + noise * batch["noise"]
         text = batch["text"] if self.texts is not None else self.text_encoder(batch["tokens"]).last_hidden_state
-        eps = denoise(self.unet, self.control, z_t, batch["timestep"], text, batch["condition"])
-        errors = (eps.float() - batch["noise"]).square().mean(dim=(1, 2, 3))
+        output = denoise(self.unet, self.control, z_t, batch["timestep"], text, batch["condition"])
+        target = prediction.target(signal, noise, batch["latents"], batch["noise"])
+        errors = (output.float() - target).square().mean(dim=(1, 2, 3))
         if self.config.snr_gamma > 0:
-            # For ε-prediction, min-SNR-γ weights the loss by min(SNR, γ)/SNR.
+            # min-SNR-γ weights the squared error of z_0 by min(SNR, γ): that of ε by min(SNR, γ)/SNR, that of v by
+            # min(SNR, γ)/(SNR + 1), which is 0 at a zero terminal SNR.
             snr = (a / (1 - a)).flatten()
-            errors = errors * snr.clamp(max=self.config.snr_gamma) / snr
+            errors = errors * snr.clamp(max=self.config.snr_gamma) / prediction.error_scale(snr)
         return {"loss": errors.mean()}
 
     def preview(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
@@ -207,7 +233,7 @@ class DiffusionStage(TrainingStage):
         noise = noise_source(range(len(latents)), tuple(latents.shape[1:]), latents.device)
         self.eval()
         with torch.autocast(latents.device.type, PRECISIONS[self.config.mixed_precision], self._mixed):
-            restored = sample(denoiser, noise(0), make_schedule("ddpm", PREVIEW_STEPS), noise)
+            restored = sample(denoiser, noise(0), make_schedule("ddpm", PREVIEW_STEPS, process=self.process), noise)
         self.train()
         z_r = condition[:, : latents.shape[1]]
         return grid([decode(self.vae, z.float()) / 2 + 0.5 for z in (z_r, restored, latents)], count=PREVIEWS)

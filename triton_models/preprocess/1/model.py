@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from diffbody_ref.ops.processing import preprocess
+from diffbody_ref.ops.results import guidance_notices
 from runtime.triton.contract import ALPHA, PICTURE, SETTINGS, SOURCE, TICKET
 from runtime.triton.messages import read_request, write_source
 from runtime.triton.models import Model, read_tensors
@@ -36,10 +37,11 @@ class TritonPythonModel(Model):
             asked.as_text,
             ticket,
         )
+        notices = guidance_notices(asked.options, self.restorer.manifest.lacking)
         alpha = np.zeros((0, 0), np.float32) if asked.picture.alpha is None else asked.picture.alpha
         return {
             PICTURE.name: preprocess(asked.picture, sizes),
             ALPHA.name: alpha[None],
-            SOURCE.name: np.array([[write_source(asked.picture).encode()]], np.object_),
+            SOURCE.name: np.array([[write_source(asked.picture, notices).encode()]], np.object_),
             SETTINGS.name: settings.to_tensor(),
         }
