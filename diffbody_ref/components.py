@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -94,11 +95,25 @@ def load_component(folder: Path, name: str, dtype: torch.dtype = torch.float32) 
             return load_scheduler(folder / name)
         if not issubclass(kind, torch.nn.Module):
             return kind.from_pretrained(folder / name)
-        return kind.from_pretrained(folder / name, torch_dtype=dtype, use_safetensors=True)
+        variant = weights_variant(folder / name)
+        return kind.from_pretrained(folder / name, torch_dtype=dtype, use_safetensors=True, variant=variant)
     except MemoryError:
         raise
     except Exception as error:  # what the libraries raise for a broken file has no common class
         raise ValueError(f"{folder / name}: no {kind.__name__}: {_one_line(error)}") from error
+
+
+def weights_variant(component: Path) -> str | None:
+    """The variant of a component's weights, "fp16" of `model.fp16.safetensors`; None where there are plain ones.
+
+    Raises:
+        ValueError: the folder has no weights in safetensors.
+    """
+    names = [path.name for path in component.glob("*.safetensors")]
+    found = [re.search(r"\.(\w+?)(-\d+-of-\d+)?\.safetensors$", name) for name in names]
+    if not names:
+        raise ValueError("no weights in *.safetensors there; other files may run code, so import or convert them first")
+    return min(match[1] for match in found if match) if all(found) else None
 
 
 def read_settings(folder: Path) -> ModelSettings:

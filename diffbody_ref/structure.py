@@ -116,3 +116,21 @@ def empty_structure(picture: torch.Tensor, part_count: int) -> Structure:
     attention = picture.new_zeros(1, part_count + 1, *picture.shape[-2:])
     nobody = np.zeros((0, 5), np.float32), np.zeros((0, 133, 3), np.float32)
     return Structure(*nobody, [], torch.zeros_like(picture), attention)
+
+
+@torch.no_grad()
+def person_features(parts: PartNet, picture: torch.Tensor, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """φ (P, K, D) and v (P, K) of the people in a picture, float32, as eq. 6 looks at them.
+
+    Args:
+        parts: in evaluation mode.
+        picture: (1, 3, H, W), RGB in [0, 1].
+        boxes: (P, ≥ 4), x0, y0, x1, y1 in pixels.
+    """
+    crops = [person_crop(box, *picture.shape[-2:]) for box in boxes]
+    outputs = [parts(picture[..., y0:y1, x0:x1]) for x0, y0, x1, y1 in crops]
+    if not outputs:
+        return np.zeros((0, len(parts.part_names), 1), np.float32), np.zeros((0, len(parts.part_names)), np.float32)
+    columns = ([output.embeddings for output in outputs], [output.visibility for output in outputs])
+    embeddings, visibility = (torch.cat(column).float().cpu().numpy() for column in columns)
+    return embeddings, visibility

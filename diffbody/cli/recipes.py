@@ -10,6 +10,7 @@ from typing import Any
 from diffbody.cli.options import OutputOptions
 from diffbody.files import Recipe, sha256_of
 from diffbody_ref import __version__
+from diffbody_ref.ops.files import files_below
 from runtime.bundle import MANIFEST
 
 
@@ -20,19 +21,23 @@ def recipe(
 
     Args:
         folder: of the bundle or the model; None is a server's, which does not tell its model.
-        with_pytorch: the model is run by PyTorch, which takes no notice of the precision.
+        with_pytorch: the model is run by PyTorch.
+        precision: what the bundle's graphs compute in, or the format in which PyTorch keeps the weights.
     """
     settings = {**call, "quality": outputs.quality, "strip_metadata": outputs.strip_metadata}
     if folder is None:
         return Recipe(settings, None, __version__)
-    if with_pytorch:
-        return Recipe(settings, f"pytorch:{hash_of_model(folder)}", __version__)
-    return Recipe({**settings, "precision": precision}, f"bundle:{sha256_of(folder / MANIFEST)}", __version__)
+    model = f"pytorch:{hash_of_model(folder)}" if with_pytorch else f"bundle:{sha256_of(folder / MANIFEST)}"
+    return Recipe({**settings, "precision": precision}, model, __version__)
 
 
 def hash_of_model(folder: Path) -> str:
-    """A hash of the files that PyTorch reads of a model's folder: configurations, vocabulary and weights."""
-    suffixes = (".json", ".txt", ".safetensors", ".bin")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
+    """A hash of the files that PyTorch reads of a model's folder: configurations, vocabulary and weights.
+
+    Raises:
+        ValueError: see `ops.files.files_below`.
+    """
+    suffixes = (".json", ".txt", ".safetensors")
+    paths = [path for path in files_below(folder) if path.suffix in suffixes]
     hashes = [(path.relative_to(folder).as_posix(), sha256_of(path)) for path in paths]
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
