@@ -110,6 +110,6 @@ def test_a_model_that_cannot_be_exported_is_refused_at_once(
 
 
 def test_a_disk_without_room_is_told(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="the bundle takes 1000000000000.0 GB"):
+    with pytest.raises(OSError, match="the bundle takes"):
         check_disk(tmp_path / "not" / "there", 10**21)
     check_disk(tmp_path / "not" / "there", 1)

@@ -24,6 +24,7 @@ from diffbody_ref.storage import LARGE, RESIDENT, OnDemand, empty_pipeline, netw
 SAMPLE = Path(__file__).parent.parent / "samples" / "degraded" / "synthetic_1.jpg"
 CALL: dict[str, Any] = {
     "num_inference_steps": 2,
+    "strength": 1.0,
     "prompt": "a man",
     "guidance_scale": 2.0,
     "seed": 1,

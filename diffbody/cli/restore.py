@@ -219,7 +219,9 @@ def restore(
                 if remote.urls:
                     return load_client(remote, call, show.step, compare, at_end)
                 if model is None:
-                    return with_side_pictures(load_bundle(folder, engines, call, show.step), side_pictures)
+                    return with_side_pictures(
+                        load_bundle(folder, engines, call, show.step, show.loading), side_pictures
+                    )
                 reference = load_reference(
                     folder, engines.device, dtype, engines.low_memory, call, show.step, show.loading
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,12 +100,10 @@ def load_reference(
         on_step: called after each denoising step.
         told: called before a network is loaded.
     """
-    import torch
-
     from diffbody_ref.ops.processing import resize_alpha
     from diffbody_ref.ops.samplers import steps_to_run
     from diffbody_ref.storage import upcasts
-    from diffbody_ref.structure import person_features
+    from diffbody_ref.structure import part_embedder
     from runtime.restore import Restoration
 
     pipeline = load_pipeline(folder, device, dtype, low_memory=low_memory, progress=told)
@@ -129,16 +128,13 @@ def load_reference(
         alpha = None if picture.alpha is None else resize_alpha(picture.alpha, *pixels.shape[:2])
         return Restoration(pixels, alpha, result.intermediates[0], result.notices[0])
 
-    def embed(pixels: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        picture = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
-        return person_features(pipeline.parts, picture.to(pipeline._execution_device, pipeline.parts.dtype), boxes)
-
     if pipeline.parts is None:
         return Loaded(restore_picture, None, ())
+    embed = part_embedder(pipeline.parts, pipeline._execution_device)
     return Loaded(restore_picture, embed, tuple(pipeline.parts.part_names))
 
 
-def load_bundle(folder: Path, engines: EngineConfig, call: dict[str, Any], on_step: OnStep) -> Loaded:
+def load_bundle(folder: Path, engines: EngineConfig, call: dict[str, Any], on_step: OnStep, told: Progress) -> Loaded:
     """Restoring with the bundle in `folder`.
 
     Args:
@@ -146,10 +142,15 @@ def load_bundle(folder: Path, engines: EngineConfig, call: dict[str, Any], on_st
         engines: how its stages are run.
         call: keyword arguments of `runtime.restore.Restorer.restore`.
         on_step: called after each denoising step.
+        told: called before a stage is loaded, with the number of those that were so far.
     """
-    from runtime.restore import Restorer
+    from runtime.bundle import Bundle
+    from runtime.engines.pool import EnginePool
+    from runtime.restore import Restorer, load_tokenizer
 
-    restorer = Restorer.open(folder, engines)
+    bundle, opened = Bundle.open(folder), count()
+    pool = EnginePool(bundle, engines, opening=lambda stage: told(next(opened), 0, f"loading {stage}"))
+    restorer = Restorer(bundle.manifest, pool.infer, load_tokenizer(bundle))
     tell_of_slow_precision(engines)
 
     def restore_picture(picture: Picture) -> Restoration:
