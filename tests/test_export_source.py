@@ -7,7 +7,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
+import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -16,6 +21,7 @@ from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.pipeline import DiffBodyPipeline
 from export.bundle import _start_or_resume
 from export.source import Source, check_disk
+from export.weights import WeightStore, share_weights
 from runtime.bundle import Bundle
 from runtime.restore import load_tokenizer
 
@@ -113,3 +119,25 @@ def test_a_disk_without_room_is_told(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="the bundle takes"):
         check_disk(tmp_path / "not" / "there", 10**21)
     check_disk(tmp_path / "not" / "there", 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_of_any_format_are_kept_once(tmp_path: Path, dtype: torch.dtype) -> None:
+    """A graph in float32 refers to the weights' file, casts what it finds there, and says what the network says."""
+    weight = torch.randn(16, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
+    save_file({"weight": weight}, tmp_path / "model.safetensors")
+    wanted = weight.float().numpy()
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 16])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 24])],
+        [onnx.numpy_helper.from_array(wanted, "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    share_weights(model, WeightStore(tmp_path))
+    onnx.save(model, tmp_path / "graph.onnx")
+    assert b"model.safetensors" in (tmp_path / "graph.onnx").read_bytes()
+    x = np.eye(16, dtype=np.float32)[3:4]
+    session = onnxruntime.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], wanted[3:4])
