@@ -14,7 +14,7 @@ from diffusers.hooks import ModelHook as LayerHook
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from diffbody_ref.components import COMPONENT_CLASSES, load_component
+from diffbody_ref.components import COMPONENT_CLASSES, component_class, load_component
 from diffbody_ref.ops.progress import Progress, silent
 from diffbody_ref.pipeline import DiffBodyPipeline
 
@@ -84,7 +84,7 @@ def empty_network(folder: Path, name: str) -> nn.Module:
     Raises:
         ValueError: the folder holds no such configuration.
     """
-    kind = COMPONENT_CLASSES[name]
+    kind = component_class(folder, name)
     try:
         with init_empty_weights(include_buffers=False):
             if kind is CLIPTextModel:
