@@ -14,7 +14,8 @@ from diffbody_ref.ops.images import resize
 
 BEFORE_AFTER = "before_after"
 INTERMEDIATES = ("regression", "pose", "attention", "loss")
-SIDE_PICTURES = (BEFORE_AFTER, *INTERMEDIATES)
+REPORT = "report"  # no picture, but a file beside the restored one as they are: JSON, see `diffbody.reports`
+SIDE_PICTURES = (BEFORE_AFTER, *INTERMEDIATES, REPORT)
 
 OVERLAY_OPACITY = 0.7
 CHART_SIZE = (640, 360)  # width, height

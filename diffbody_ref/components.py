@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -91,16 +92,15 @@ def load_component(folder: Path, name: str, dtype: torch.dtype = torch.float32) 
     """
     if not (folder / name).is_dir():
         raise FileNotFoundError(f"{folder}: no component {name!r} there; train or import it first")
-    graph = name in GRAPH_CLASSES and (folder / name / GRAPH).is_file()
-    kind = GRAPH_CLASSES[name] if graph else COMPONENT_CLASSES[name]
+    kind = COMPONENT_CLASSES[name]
     try:
-        if name == "swinir":
-            kind = regression.class_of(folder / name)
+        kind = component_class(folder, name)
         if name == "scheduler":
             return load_scheduler(folder / name)
         if not issubclass(kind, torch.nn.Module):
             return kind.from_pretrained(folder / name)
-        return kind.from_pretrained(folder / name, torch_dtype=dtype, use_safetensors=True)
+        variant = weights_variant(folder / name)
+        return kind.from_pretrained(folder / name, torch_dtype=dtype, use_safetensors=True, variant=variant)
     except MemoryError:
         raise
     except Exception as error:  # what the libraries raise for a broken file has no common class
@@ -110,8 +110,6 @@ def load_component(folder: Path, name: str, dtype: torch.dtype = torch.float32) 
 def load_components(folder: Path, dtype: torch.dtype, given: dict[str, Any]) -> dict[str, Any]:
     """Every component of a pipeline's folder; None for one of `OPTIONAL` that the model lacks.
 
-    The model lacks what its index says null of, as diffusers writes it, or does not name, and has no folder of.
-
     Args:
         given: components that take the place of the folder's. None leaves out one of `OPTIONAL`.
 
@@ -119,16 +117,32 @@ def load_components(folder: Path, dtype: torch.dtype, given: dict[str, Any]) -> 
         FileNotFoundError: no pipeline's folder, or it does not hold a component that it should.
         ValueError: see `load_component`.
     """
-    index = _read_index(folder)
+    held = components_of(folder)
 
     def load(name: str) -> Any:
         if name in given and (given[name] is not None or name in OPTIONAL):
             return given[name]
-        entry = index.get(name)
-        left_out = (entry is None and not (folder / name).is_dir()) or entry == [None, None]
-        return None if left_out and name in OPTIONAL else load_component(folder, name, dtype)
+        return load_component(folder, name, dtype) if name in held else None
 
     return {name: load(name) for name in COMPONENT_CLASSES}
+
+
+def components_of(folder: Path) -> list[str]:
+    """The names of a pipeline's components, without those of `OPTIONAL` that it lacks.
+
+    The model lacks what its index says null of, as diffusers writes it, or does not name, and has no folder of.
+
+    Raises:
+        FileNotFoundError: the folder is no pipeline's.
+        ValueError: its index is no JSON object.
+    """
+    index = _read_index(folder)
+
+    def is_held(name: str) -> bool:
+        entry = index.get(name)
+        return entry != [None, None] if entry is not None else (folder / name).is_dir()
+
+    return [name for name in COMPONENT_CLASSES if name not in OPTIONAL or is_held(name)]
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -146,6 +160,32 @@ def _read_index(folder: Path) -> dict[str, Any]:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {_one_line(error)}") from None
+
+
+def component_class(folder: Path, name: str) -> type[Any]:
+    """The class of the component in `folder/name`.
+
+    Raises:
+        ValueError: it is a regression network of an unknown class.
+    """
+    if name == "swinir":
+        return regression.class_of(folder / name)
+    if name in GRAPH_CLASSES and (folder / name / GRAPH).is_file():
+        return GRAPH_CLASSES[name]
+    return COMPONENT_CLASSES[name]
+
+
+def weights_variant(component: Path) -> str | None:
+    """The variant of a component's weights, "fp16" of `model.fp16.safetensors`; None where there are plain ones.
+
+    Raises:
+        ValueError: the folder has no weights in safetensors.
+    """
+    names = [path.name for path in component.glob("*.safetensors")]
+    found = [re.search(r"\.(\w+?)(-\d+-of-\d+)?\.safetensors$", name) for name in names]
+    if not names:
+        raise ValueError("no weights in *.safetensors there; other files may run code, so import or convert them first")
+    return min(match[1] for match in found if match) if all(found) else None
 
 
 def read_settings(folder: Path) -> ModelSettings:

@@ -11,6 +11,7 @@ from diffbody_ref.models.parts import PartNet, attention_map
 from diffbody_ref.models.pose import PersonDetector, PoseEstimator, detect_people, estimate_pose
 from diffbody_ref.models.resizing import resize
 from diffbody_ref.ops.drawing import draw_pose
+from diffbody_ref.ops.identity import Embed
 from diffbody_ref.ops.keypoints import unseen
 from diffbody_ref.ops.pose import crop_people, decode_simcc, letterbox, person_crop, select_people
 
@@ -135,3 +136,26 @@ def empty_structure(picture: torch.Tensor, part_count: int) -> Structure:
     """Structure of a picture (1, 3, H, W) in which nobody is looked for."""
     attention = picture.new_zeros(1, part_count + 1, *picture.shape[-2:])
     return Structure(np.zeros((0, 5), np.float32), unseen(0), [], torch.zeros_like(picture), attention)
+
+
+def part_embedder(parts: PartNet, device: torch.device | str) -> Embed:
+    """What embeds the body parts of people in a picture, in the windows that eq. 6 looks at.
+
+    Args:
+        parts: in evaluation mode.
+        device: of the network.
+    """
+
+    @torch.no_grad()
+    def embed(pixels: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        picture = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32))[None].to(device)
+        crops = [person_crop(box, *picture.shape[-2:]) for box in boxes]
+        outputs = [parts(picture[..., y0:y1, x0:x1]) for x0, y0, x1, y1 in crops]
+        if not outputs:
+            count = len(parts.part_names)
+            return np.zeros((0, count, 1), np.float32), np.zeros((0, count), np.float32)
+        columns = ([output.embeddings for output in outputs], [output.visibility for output in outputs])
+        embeddings, visibility = (torch.cat(column).float().cpu().numpy() for column in columns)
+        return embeddings, visibility
+
+    return embed

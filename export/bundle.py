@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -17,12 +16,12 @@ from diffbody_ref.libraries import silence_libraries
 from diffbody_ref.models.graphs import GRAPH
 from diffbody_ref.models.text import write_vocabulary
 from diffbody_ref.ops.devices import PRECISIONS
-from diffbody_ref.ops.files import replace_folder
+from diffbody_ref.ops.files import files_below, replace_folder
 from diffbody_ref.ops.progress import Progress, silent
 from diffbody_ref.pipeline import DiffBodyPipeline
-from diffbody_ref.stages import bind_stages, stages_of
 from export.onnx import export_onnx
 from export.parity import REPORT_JSON, REPORT_PAGE, parity, write_reports
+from export.source import Source, check_disk
 from export.weights import WeightStore
 from runtime.bundle import MANIFEST, UNREAD, Bundle, Manifest, StageEntry, file_entry, graph_kind, sha256
 
@@ -37,41 +36,40 @@ def export_bundle(
     """Export the pipeline in `model` to the bundle `out`, replacing one that is there when the new one is complete.
 
     `out` may be `model`: then the pipeline's folder itself becomes a bundle. A cut export goes on with the stages that
-    are missing, if the model's weights are still the same.
+    are missing, if the model's weights are still the same. What can be known to fail does so before the first graph is
+    made. One stage's networks are in memory at a time.
 
     Args:
         precisions: of the graphs; see `ops.devices.PRECISIONS`.
 
     Raises:
         FileNotFoundError: `model` is no pipeline folder.
-        ValueError: unknown precision; a link in `model` leads nowhere; a graph does not fit its stage, or is beyond its
+        OSError: the disk has no room for the bundle.
+        ValueError: unknown precision; what `Source.open` refuses; a graph does not fit its stage, or is beyond its
             tolerance (see `export.parity`).
     """
     if unknown := set(precisions) - set(PRECISIONS):
         raise ValueError(f"unknown precision {min(unknown)!r}, choose of {', '.join(PRECISIONS)}")
     silence_libraries()
-    pipeline = DiffBodyPipeline.from_pretrained(model)
+    source = Source.open(model)
+    _tokenizer(source.pipeline)  # it may not be one that the manifest can hold
     provenance = {"weights": weights_hash(model), "diffbody": __version__, **{name: version(name) for name in PACKAGES}}
     part = out.with_name(f".{out.name}.part")
-    _start_or_resume(part, model, provenance)
-    write_vocabulary(pipeline.tokenizer, part / "tokenizer")
+    _start_or_resume(part, source, provenance)
     store = WeightStore(part)
-    count = len(stages_of(pipeline.components))
-    total = count * len(precisions)
-    for turn, precision in enumerate(precisions):
-        dtype = getattr(torch, precision)
-        same = pipeline if dtype == torch.float32 else DiffBodyPipeline.from_pretrained(model, torch_dtype=dtype)
-        for place, stage in enumerate(bind_stages(same)):
-            progress(turn * count + place, total, f"{stage.name} {precision}")
-            path = part / graph_path(stage.name, precision)
-            if not path.exists():
-                fresh = path.with_suffix(".fresh.onnx")
-                export_onnx(stage, fresh, store)
-                fresh.rename(path)
-    manifest = lambda: _manifest(pipeline, model.name, precisions, part, provenance).to_json()  # noqa: E731
+    total = len(source.stages) * len(precisions)
+    graphs = [(stage.name, precision) for precision in precisions for stage in source.stages]
+    for done, (name, precision) in enumerate(graphs):
+        progress(done, total, f"{name} {precision}")
+        path = part / graph_path(name, precision)
+        if not path.exists():
+            fresh = path.with_suffix(".fresh.onnx")
+            export_onnx(source.load(name, getattr(torch, precision)), fresh, store, simplify=not source.large)
+            fresh.rename(path)
+    manifest = lambda: _manifest(source, model.name, precisions, part, provenance).to_json()  # noqa: E731
     (part / MANIFEST).write_text(manifest(), encoding="utf-8")
-    progress(total, total, "parity")
-    reports = [parity(pipeline, Bundle.open(part), precision) for precision in precisions]
+    tell = lambda done, of, name: progress(total, total, f"parity, {name}")  # noqa: E731
+    reports = [parity(source, Bundle.open(part), precision, progress=tell) for precision in precisions]
     write_reports(reports, part)
     if failures := [failure for report in reports for failure in report.failures]:
         raise ValueError(f"{part / REPORT_PAGE}: {len(failures)} beyond tolerance: {failures[0]}")
@@ -106,36 +104,33 @@ def _networks(model: Path) -> list[Path]:
         ValueError: see `weights_hash`.
     """
     made = {MANIFEST, REPORT_JSON, REPORT_PAGE, RECORD}
-    found = []
-    for parent, folders, files in os.walk(model, followlinks=True):
-        here = Path(parent)
-        around = {here.resolve(), *here.resolve().parents}
-        for name in (*folders, *files):
-            path = here / name
-            if not path.exists():
-                raise ValueError(f"{path}: a link that leads nowhere; a model must be complete to be exported")
-            if path.is_symlink() and path.resolve() in around:
-                raise ValueError(f"{path}: a link that leads back to a folder around it")
-        found += [
-            here / name
-            for name in files
-            if name == GRAPH or (Path(name).suffix not in GRAPHS and name not in made)  # a component may be a graph
-        ]
+    found = [
+        path
+        for path in files_below(model)
+        if path.name == GRAPH or (path.suffix not in GRAPHS and path.name not in made)
+    ]
     if not any(path.suffix == ".safetensors" for path in found):
         raise ValueError(f"{model}: holds no weights (*.safetensors)")
-    return sorted(path for path in found if path.is_file())
+    return found
 
 
-def _start_or_resume(part: Path, model: Path, provenance: dict[str, str]) -> None:
-    """The networks alone, or with the stages that an export of the same weights by the same versions left."""
+def _start_or_resume(part: Path, source: Source, provenance: dict[str, str]) -> None:
+    """The networks alone, or with the stages that an export of the same weights by the same versions left.
+
+    Raises:
+        OSError: the disk has no room for them.
+    """
     record = part / RECORD
     if record.is_file() and json.loads(record.read_text()) == provenance:
         return
     shutil.rmtree(part, ignore_errors=True)
-    for path in _networks(model):
-        copy = part / path.relative_to(model)
+    paths = _networks(source.folder)
+    check_disk(part, sum(path.stat().st_size for path in paths))
+    for path in paths:
+        copy = part / path.relative_to(source.folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, copy)
+    write_vocabulary(source.pipeline.tokenizer, part / "tokenizer")
     record.write_text(json.dumps(provenance))
 
 
@@ -153,12 +148,13 @@ def _tokenizer(pipeline: DiffBodyPipeline) -> dict[str, Any]:
 
 
 def _manifest(
-    pipeline: DiffBodyPipeline,
+    source: Source,
     name: str,
     precisions: tuple[str, ...],
     folder: Path,
     provenance: dict[str, str],
 ) -> Manifest:
+    pipeline = source.pipeline
     process = pipeline.noise_process
     return Manifest(
         name=name,
@@ -173,7 +169,7 @@ def _manifest(
                 stage.signature.sizes,
                 {graph_kind(precision): graph_path(stage.name, precision) for precision in precisions},
             )
-            for stage in bind_stages(pipeline)
+            for stage in source.stages
         },
         tokenizer=_tokenizer(pipeline),
         files={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from pathlib import Path
@@ -24,17 +25,25 @@ OPSET = 20
 EXTERNAL_FROM = 1 << 30  # bytes of weights; a protobuf message holds 2 GiB at most
 
 
-def export_onnx(stage: BoundStage, path: Path, store: WeightStore) -> Path:
+def export_onnx(stage: BoundStage, path: Path, store: WeightStore, simplify: bool = True) -> Path:
     """Write `path`, a graph with the stage's names and dynamic sizes.
 
     Its weights are those of the store, which must be of the file's folder (see `export.weights`); of others, over 1 GiB
     go to `path`.data. The same weights give the same bytes.
 
+    Args:
+        stage: with its weights.
+        path: the graph's file.
+        store: of the file's folder.
+        simplify: let the exporter look for simpler forms. Of a network with thousands of nodes that takes most of half
+            an hour and finds what engines find themselves when they load the graph.
+
     Raises:
         ValueError: the graph does not have the inputs, outputs or dynamic sizes of the stage.
     """
     foreign = next((module for module in stage.module.modules() if isinstance(module, GraphModel)), None)
-    model = _traced(stage) if foreign is None else graph_around(stage, foreign, _traced)
+    traced = functools.partial(_traced, simplify=simplify)
+    model = traced(stage) if foreign is None else graph_around(stage, foreign, traced)
     _strip(model)
     _check(model, stage)
     share_weights(model, store)
@@ -45,7 +54,7 @@ def export_onnx(stage: BoundStage, path: Path, store: WeightStore) -> Path:
     return path
 
 
-def _traced(stage: BoundStage) -> onnx.ModelProto:
+def _traced(stage: BoundStage, simplify: bool) -> onnx.ModelProto:
     """The graph of a stage's module."""
     signature, feed = stage.signature, stage.example(_tracing_sizes(stage.signature))
     args = tuple(torch.from_numpy(feed[spec.name]) for spec in signature.inputs)
@@ -61,7 +70,7 @@ def _traced(stage: BoundStage) -> onnx.ModelProto:
             input_names=[spec.name for spec in signature.inputs],
             output_names=[spec.name for spec in signature.outputs],
             dynamic_shapes=_dynamic_shapes(signature),
-            optimize=True,
+            optimize=simplify,
             verbose=False,
         )
     assert program is not None

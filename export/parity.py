@@ -5,32 +5,40 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffbody_ref.ops.images import Picture, read_image
+from diffbody_ref.ops.images import read_image
 from diffbody_ref.ops.progress import Progress, silent
 from diffbody_ref.ops.tensors import read_sizes
-from diffbody_ref.pipeline import DiffBodyPipeline
-from diffbody_ref.stages import BoundStage, bind_stages
+from diffbody_ref.stages import BoundStage
+from export.source import Source
 from runtime.bundle import Bundle
 from runtime.engines import EngineConfig
-from runtime.restore import Restorer
+from runtime.engines.pool import EnginePool
+from runtime.restore import Restorer, load_tokenizer
 
 REPORT_JSON, REPORT_PAGE = "parity.json", "parity.md"
 SAMPLE = Path(__file__).parent / "sample.jpg"
 END_TO_END_STEPS = 6
 LEAST_PSNR = {"float32": 45.0, "float16": 35.0, "bfloat16": 25.0}  # dB, end to end
 
+# A large model restores the sample at this size, in so many steps: at its own, a step takes gigabytes and minutes.
+LARGE_CALL: dict[str, Any] = {"num_inference_steps": 2, "height": 128, "width": 64}
+
 # Sizes to try beside those of the sample run; a name that a stage lacks is passed over.
 SIZES: tuple[dict[str, int], ...] = (
     {"batch": 1, "people": 1, "height": 1, "width": 1},
     {"batch": 3, "people": 2, "height": 5, "width": 3, "chunks": 2},
     {"batch": 4, "people": 4, "height": 7, "width": 9, "chunks": 3},
+)
+SIZES_OF_LARGE: tuple[dict[str, int], ...] = (
+    {"batch": 1, "people": 1, "height": 1, "width": 1},
+    {"batch": 2, "people": 2, "height": 2, "width": 3},
 )
 
 
@@ -69,11 +77,13 @@ class ParityReport:
         precision: of the graphs.
         rows: of all stages.
         psnr: between both restorations of the sample, in dB.
+        restored: what the sample was restored as, in words.
     """
 
     precision: str
     rows: list[Row]
     psnr: float
+    restored: str
 
     @property
     def failures(self) -> list[str]:
@@ -98,7 +108,7 @@ class ParityReport:
         lines = [
             f"## Graphs in {self.precision}",
             "",
-            "Against the PyTorch reference in float32. End to end on a sample: "
+            f"Against the PyTorch reference in float32. End to end on a sample, {self.restored}: "
             f"{self.psnr:.1f} dB (at least {LEAST_PSNR[self.precision]:g}).",
             "",
             "| output | runs | max abs | 1 − cosine | relative L2 | at most | its median | at most |",
@@ -115,7 +125,7 @@ class ParityReport:
 
 
 def parity(
-    pipeline: DiffBodyPipeline,
+    source: Source,
     bundle: Bundle,
     precision: str = "float32",
     sample: Path = SAMPLE,
@@ -123,30 +133,59 @@ def parity(
 ) -> ParityReport:
     """Compare every stage of the bundle with its module, on random inputs and on those of restoring the sample.
 
+    Of a large model, one network, or one stage's engine, is in memory at a time, and sizes are few and small.
+
     Args:
-        pipeline: in float32.
+        source: the model that the bundle was made from.
+        bundle: holds graphs of the precision.
         precision: of the graphs.
+        sample: picture to restore.
+        progress: called before the restoration, and before each stage.
 
     Raises:
         ImageError: the sample cannot be read.
     """
-    picture = read_image(sample)
+    picture, total = read_image(sample), len(source.stages)
+    call: dict[str, Any] = {"num_inference_steps": END_TO_END_STEPS, "seed": 0, **(LARGE_CALL if source.large else {})}
+    progress(0, total, "the sample by PyTorch")
+    (wanted,) = source.load_pipeline()(picture, **call, output_type="np").images
     recorded: dict[str, list[dict[str, np.ndarray]]] = {}
 
     def record(stage: str, feed: dict[str, np.ndarray], outputs: dict[str, np.ndarray], seconds: float) -> None:
         recorded.setdefault(stage, [])[1:] = [feed]  # the first and the last one
 
-    restorer = Restorer.open(bundle, EngineConfig(precision=precision), [record])
-    psnr = _end_to_end(pipeline, restorer, picture)
-    feeds = {stage: list(seen) for stage, seen in recorded.items()}  # what follows is recorded as well
-    todo = bind_stages(pipeline)
-    rows: list[Row] = []
-    for done, stage in enumerate(todo):
-        progress(done, len(todo), stage.name)
-        for kind, feed in _feeds(stage, feeds.get(stage.name, [])):
-            found, wanted = restorer.infer(stage.name, feed), stage.reference(feed)
-            rows.extend(_row(stage, name, kind, feed, found[name], wanted[name], precision) for name in wanted)
-    return ParityReport(precision, rows, psnr)
+    progress(0, total, "the sample by the graphs")
+    config = EngineConfig(precision=precision, low_memory=source.large)
+    with EnginePool(bundle, config, [record]) as engines:
+        found = Restorer(bundle.manifest, engines.infer, load_tokenizer(bundle)).restore(picture, **call).pixels
+        psnr = agreement(found, wanted)
+        feeds = {stage: list(seen) for stage, seen in recorded.items()}  # what follows is recorded as well
+        rows: list[Row] = []
+        for done, stage in enumerate(source.stages):
+            progress(done, total, stage.name)
+            rows += _compare(source, stage, engines, feeds.get(stage.name, []), precision)
+    height, width = wanted.shape[:2]
+    restored = f"{height}×{width} in {call['num_inference_steps']} steps"
+    return ParityReport(
+        precision, rows, psnr, f"small, as the model is large, {restored}" if source.large else restored
+    )
+
+
+def _compare(
+    source: Source, stage: BoundStage, engines: EnginePool, recorded: list[dict[str, np.ndarray]], precision: str
+) -> list[Row]:
+    """The rows of a stage. The module is gone before the engine is loaded, of which a large model's is alone."""
+    if source.large:
+        engines.close()
+    feeds = list(_feeds(stage, recorded, SIZES_OF_LARGE if source.large else SIZES))
+    module = source.load(stage.name)
+    references = [module.reference(feed) for _, feed in feeds]
+    del module
+    rows = []
+    for (kind, feed), wanted in zip(feeds, references, strict=True):
+        found = engines.infer(stage.name, feed)
+        rows += [_row(stage, name, kind, feed, found[name], wanted[name], precision) for name in wanted]
+    return rows
 
 
 def write_reports(reports: list[ParityReport], folder: Path) -> None:
@@ -157,21 +196,16 @@ def write_reports(reports: list[ParityReport], folder: Path) -> None:
     (folder / REPORT_PAGE).write_text("\n".join(pages), encoding="utf-8")
 
 
-def _end_to_end(pipeline: DiffBodyPipeline, restorer: Restorer, picture: Picture) -> float:
-    """PSNR in dB between both restorations."""
-    call: dict[str, Any] = {"num_inference_steps": END_TO_END_STEPS, "seed": 0}
-    (wanted,) = pipeline(picture, **call, output_type="np").images
-    return agreement(restorer.restore(picture, **call).pixels, wanted)
-
-
 def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
     """PSNR in dB of two results in [0, 1], 200 where they are the same: JSON has no infinity."""
     return float(-10.0 * np.log10(max(np.square(found - wanted).mean(), 1e-20)))
 
 
-def _feeds(stage: BoundStage, recorded: list[dict[str, np.ndarray]]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def _feeds(
+    stage: BoundStage, recorded: list[dict[str, np.ndarray]], tried: Sequence[dict[str, int]]
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     ranges = stage.signature.sizes
-    for seed, sizes in enumerate(SIZES):
+    for seed, sizes in enumerate(tried):
         fitting = {name: max(size, ranges[name].least) for name, size in sizes.items() if name in ranges}
         yield "random", stage.example(fitting, seed)
     for feed in recorded:

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 
 SHARED_FROM = 64  # values: a smaller constant is not worth a reference
-DTYPES = {"F16": np.float16, "F32": np.float32}
+DTYPES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32}
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ def share_weights(model: onnx.ModelProto, store: WeightStore) -> None:
 def _forms(values: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:
     """What a constant may be stored as, and whether that is transposed."""
     with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
-    for stored in (half, values) if np.array_equal(half.astype(values.dtype), values) else (values,):
+        halves = [values.astype(dtype) for dtype in (np.float16, ml_dtypes.bfloat16)]
+    lossless = [half for half in halves if np.array_equal(half.astype(values.dtype), values)]
+    for stored in (*lossless, values):
         yield stored, False
         if stored.ndim == 2:
             yield np.ascontiguousarray(stored.T), True

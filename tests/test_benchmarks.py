@@ -13,6 +13,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.engines import plot_stages
+from benchmarks.full_size import run as run_step
+from benchmarks.full_size import steps_of
+from benchmarks.full_size import table as table_of_steps
+from benchmarks.identity import _pairs
 from benchmarks.launched import Resources
 from benchmarks.soak import Findings, growth, kind_of
 from benchmarks.soak import plot as plot_soak
@@ -108,3 +112,33 @@ def test_the_plots_are_pictures(tmp_path: Path) -> None:
     plot_stages(calls, "title", tmp_path / "stages.png")
     for name in ("bars.png", "stages.png"):
         assert np.asarray(Image.open(tmp_path / name)).std() > 10
+
+
+def test_a_step_is_measured_and_ended_at_its_limit() -> None:
+    take = "import time; held = bytearray(300_000_000); held[::4096] = b'x' * len(held[::4096]); time.sleep(%s)"
+    done = run_step([sys.executable, "-c", take % 1], limit=4.0)
+    assert done.outcome == "done"
+    assert 0.3 <= done.gigabytes < 1.0
+    ended = run_step([sys.executable, "-c", take % 600], limit=0.2)
+    assert ended.outcome == "ended at 0.2 GB"
+    assert run_step([sys.executable, "-c", "raise SystemExit(3)"], 1.0).outcome == "failed with exit code 3"
+
+
+def test_the_table_of_full_size_has_a_line_for_each_step(tmp_path: Path) -> None:
+    names = [step.name for step in steps_of(tmp_path, 512, 2)]
+    assert len(set(names)) == len(names)
+    lines = table_of_steps({name: {"gigabytes": 7.5, "seconds": 60.0, "outcome": "done"} for name in names})
+    assert len(lines) == len(names) + 2
+    assert "| `restore --model --low-memory` | 7.5 GB | 60 | done |" in lines
+
+
+def test_pairs_of_pictures_are_of_the_people_that_are_asked_for() -> None:
+    """Two people, two pictures each: embeddings that tell only the pictures apart."""
+    embeddings = np.eye(4, dtype=np.float32)[:, None, :]
+    features = {"first": [embeddings, np.ones((4, 1), np.float32)], "second": [embeddings, np.ones((4, 1), np.float32)]}
+    people = np.array([0, 0, 1, 1])
+    assert _pairs(("head",), features, "first", "second", people, same=True).max() < 1e-5
+    other_picture = _pairs(("head",), features, "first", "second", people, same=True, views=True)
+    assert len(other_picture) == 4
+    assert other_picture.min() > 0.99
+    assert len(_pairs(("head",), features, "first", "second", people, same=False)) == 8

@@ -21,7 +21,7 @@ import typer
 import diffbody
 from diffbody import cli
 from diffbody.cli.app import app
-from diffbody.cli.restore import tell_of_slow_precision
+from diffbody.cli.restorers import tell_of_slow_precision
 from diffbody_ref.ops.images import decode_image, read_image
 from runtime.engines.config import EngineConfig
 from tests.waiting import HANG
@@ -111,6 +111,9 @@ def test_a_folder_without_pictures(tmp_path: Path, model: str, capsys: pytest.Ca
         (["--upscale", "nan"], "--upscale"),
         (["--upscale", "17"], "--upscale"),
         (["--tile-size", "8"], "--tile-size"),
+        (["--size", "12"], "--size"),
+        (["--size", "512x"], "HEIGHTxWIDTH"),
+        (["--dtype", "int8"], "'--dtype': 'int8' is not one of"),
         (["--seed", "-1"], "--seed"),
         (["--sampler", "euler"], "'--sampler': 'euler' is not one of 'ddpm', 'ddim', 'dpm++'"),
         (["--colour-fix", "magic"], "'--colour-fix': 'magic' is not one of"),

@@ -354,12 +354,22 @@ def _(pipe: DiffBodyPipeline, folder: Path) -> None:
     assert shown == [False, True, True]
 
 
-@row("`pipe(picture, height=512)`")
+@row("`pipe(picture, height=512, width=512)`")
 def _(pipe: DiffBodyPipeline, folder: Path) -> None:
-    for name in ("width", "eta", "latents", "timesteps", "cross_attention_kwargs", "clip_skip"):
+    call = {**FAST, "upscale": None, "return_intermediates": True}
+    larger = pipe(picture(), **call, height=96, width=96)
+    assert larger.intermediates[0].regression.shape[:2] == larger.images[0].shape[:2] == (111, 84)
+    smaller = pipe(np.concatenate([picture()] * 3, axis=1), **call, height=64, width=64)
+    assert smaller.intermediates[0].regression.shape[:2] == (43, 96)
+    assert smaller.images[0].shape[:2] == (64, 144)
+
+
+@row("`pipe(picture, eta=0.5)`")
+def _(pipe: DiffBodyPipeline, folder: Path) -> None:
+    for name in ("latents", "timesteps", "cross_attention_kwargs", "clip_skip"):
         with pytest.raises(ValueError, match=f"unknown option '{name}'; known are num_inference_steps"):
             pipe(picture(), **{name: 1})
-    pipe(picture(), height=512)
+    pipe(picture(), eta=0.5)
 
 
 # ---- Schedulers; tests/test_schedulers.py has the rest

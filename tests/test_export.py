@@ -28,6 +28,7 @@ from diffbody_ref.stages.people import Detector
 from export.bundle import _start_or_resume, export_bundle, weights_hash
 from export.gradient import gradient_graph
 from export.onnx import export_onnx
+from export.source import Source
 from export.weights import WeightStore
 from runtime.bundle import MANIFEST, Bundle, BundleError, graph_kind
 from runtime.engines import EngineConfig
@@ -248,7 +249,7 @@ def test_linked_components_are_exported_and_count(tmp_path: Path) -> None:
     shutil.copytree(linked, copied, symlinks=False)
     assert weights_hash(linked) == weights_hash(copied)
     part = tmp_path / "part"
-    _start_or_resume(part, linked, {"weights": weights_hash(linked)})
+    _start_or_resume(part, Source.open(linked), {"weights": weights_hash(linked)})
     weights = sorted(path.relative_to(linked) for path in linked.glob("*/*.safetensors"))
     assert len(weights) == 8
     assert sorted(path.relative_to(part) for path in part.rglob("*.safetensors")) == weights
@@ -321,6 +322,7 @@ from diffbody_ref.components import COMPONENT_CLASSES, build_component
 from diffbody_ref.pipeline import DiffBodyPipeline
 from export.gradient import gradient_graph
 from export.onnx import export_onnx
+from export.source import Source
 from diffbody_ref.stages import bind_stages
 from export.weights import WeightStore
 from runtime.engines import EngineConfig

@@ -15,7 +15,7 @@ import typer
 
 from diffbody.cli.console import complain, progress_bar
 from diffbody.cli.options import Model, Precision, PrecisionName, Precisions, engine_option, file_option, one_of
-from diffbody_ref.loading import load_pipeline, model_folder
+from diffbody_ref.loading import model_folder
 from diffbody_ref.ops.results import lack_notices
 from runtime.engines.config import EngineConfig
 
@@ -56,7 +56,8 @@ def export(
     from export.bundle import export_bundle
     from runtime.bundle import Bundle
 
-    with resumable("the stages that are done stay beside the bundle"), progress_bar("stages") as show:
+    # A line for each stage: at full size, each takes minutes.
+    with resumable("the stages that are done stay beside the bundle"), progress_bar("stages", seconds=0.0) as show:
         export_bundle(folder, out, tuple(str(name) for name in precision), show)
     print(f"exported {out}")
     for notice in lack_notices(Bundle.open(out, verify=False).manifest.lacking):
@@ -137,10 +138,11 @@ def parity(bundle: BundleArgument, model: Model = "nano", precision: Precision =
     """
     folder = model_folder(model)
     from export.parity import parity as compare
+    from export.source import Source
     from runtime.bundle import Bundle
 
     with progress_bar("stages") as show:
-        report = compare(load_pipeline(folder, "cpu"), Bundle.open(bundle), precision, progress=show)
+        report = compare(Source.open(folder), Bundle.open(bundle), precision, progress=show)
     print(report.as_markdown())
     if report.failures:
         raise ValueError(f"{bundle}: {len(report.failures)} beyond tolerance: {report.failures[0]}")

@@ -126,14 +126,18 @@ def plain_output() -> None:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[..., None]]:
+def progress_bar(what: str, seconds: float = LINE_SECONDS) -> Iterator[Callable[..., None]]:
     """One bar, or lines where stderr is not a terminal.
 
     Yields the function to call with (done, in all), and with the name of what is at work if it has one.
+
+    Args:
+        what: is done.
+        seconds: see `ProgressLines`.
     """
     with progress_bars() as bars:
         task = bars.add_task(what, total=None)
-        lines = ProgressLines(what)
+        lines = ProgressLines(what, seconds)
 
         def show(done: int, total: int, name: str = what) -> None:
             bars.update(task, completed=done, total=total, description=name)
@@ -144,21 +148,26 @@ def progress_bar(what: str) -> Iterator[Callable[..., None]]:
 
 
 class ProgressLines:
-    """Progress where there is no terminal: a line on stderr, but no more than one in ten seconds.
+    """Progress where there is no terminal: a line on stderr, but no more than one in so many seconds.
 
     Args:
         what: is done, such as "pictures".
+        seconds: that are between two lines at least, and before the first one.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what, self._last, self._shown = what, time.monotonic(), -1
+    def __init__(self, what: str, seconds: float = LINE_SECONDS) -> None:
+        self.what, self.seconds, self._last, self._said = what, seconds, time.monotonic(), ""
 
     def show(self, done: int, total: int, name: str = "") -> None:
-        """Say how much is done, if it is more than was said and time for it."""
-        if done == self._shown or time.monotonic() - self._last < LINE_SECONDS:
+        """Say how much is done, if it is other than what was said and time for it."""
+        self.say(f"{self.what}: {done} of {total}{f', {name}' if name not in ('', self.what) else ''}")
+
+    def say(self, line: str) -> None:
+        """Say a line, if it is other than what was said and time for it."""
+        if line == self._said or time.monotonic() - self._last < self.seconds:
             return
-        self._last, self._shown = time.monotonic(), done
-        complain(f"{self.what}: {done} of {total}{f', {name}' if name not in ('', self.what) else ''}", "progress")
+        self._last, self._said = time.monotonic(), line
+        complain(line, "progress")
 
 
 def progress_bars(wanted: bool = True) -> Progress:

@@ -81,6 +81,15 @@ Device = Annotated[
 Precision = Annotated[
     PrecisionName, engine_option("Number format that a bundle's graphs compute in.", **one_of(PrecisionName))
 ]
+WeightFormat = Annotated[
+    PrecisionName | None,
+    engine_option(
+        "Number format in which --model keeps its weights. Half precision takes half the memory; a CPU without such "
+        "arithmetic computes in float32 all the same.",
+        show_default="float32; float16 with --low-memory",
+        **one_of(PrecisionName),
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -226,7 +235,12 @@ def engine_config(
     precision: Precision = EngineConfig.precision,
     low_memory: Annotated[
         bool,
-        engine_option("Keeps only one stage of a bundle in memory at a time, which is slower.", "--low-memory", **FLAG),
+        engine_option(
+            "Keeps no more than one large network in memory at a time, which is slower. With --model, sd21's size fits "
+            "8 GB.",
+            "--low-memory",
+            **FLAG,
+        ),
     ] = EngineConfig.low_memory,
 ) -> EngineConfig:
     """What runs a bundle."""
@@ -295,6 +309,20 @@ def without_none(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def working_size(size: str | None) -> dict[str, int]:
+    """`height` and `width` of `RestoreOptions` that --size asks for.
+
+    Raises:
+        ValueError: it is neither HEIGHTxWIDTH nor a number.
+    """
+    if size is None:
+        return {}
+    match = re.fullmatch(r"\s*(\d{1,6})(?:\s*[x×*]\s*(\d{1,6}))?\s*", size, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"--size {size!r}: give HEIGHTxWIDTH in pixels, such as 1024x512, or one number, such as 512")
+    return {"height": int(match[1]), "width": int(match[2] or match[1])}
+
+
 def check_options(settings: dict[str, Any], seed: int) -> None:
     """What can be checked without a model is checked before one is loaded; messages name the flags.
 
@@ -304,7 +332,7 @@ def check_options(settings: dict[str, Any], seed: int) -> None:
     from diffbody_ref.ops.noise import check_seed
 
     check_seed(seed, "--seed")
-    with flags_for(*settings, num_inference_steps="--steps"):
+    with flags_for(*settings, num_inference_steps="--steps", height="--size: height", width="--size: width"):
         RestoreOptions(**settings)
 
 

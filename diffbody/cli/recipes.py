@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffbody.cli.options import OutputOptions
 from diffbody.files import Recipe, sha256_of
 from diffbody_ref import __version__
+from diffbody_ref.ops.files import files_below
 from runtime.bundle import MANIFEST
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ def by_bundle(folder: Path, precision: str) -> str:
     return f"bundle:{precision}:{sha256_of(folder / MANIFEST)}"
 
 
-def by_pytorch(folder: Path) -> str:
-    """The model where PyTorch restores."""
-    return f"pytorch:{hash_of_model(folder)}"
+def by_pytorch(folder: Path, dtype: str) -> str:
+    """The model where PyTorch restores, with weights that are kept in a number format."""
+    return f"pytorch:{dtype}:{hash_of_model(folder)}"
 
 
 def by_servers(bundle: ServedBundle) -> str:
@@ -43,8 +44,12 @@ def by_servers(bundle: ServedBundle) -> str:
 
 
 def hash_of_model(folder: Path) -> str:
-    """A hash of the files that PyTorch reads of a model's folder: configurations, vocabulary and weights."""
-    suffixes = (".json", ".txt", ".safetensors", ".bin")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
+    """A hash of the files that PyTorch reads of a model's folder: configurations, vocabulary and weights.
+
+    Raises:
+        ValueError: see `ops.files.files_below`.
+    """
+    suffixes = (".json", ".txt", ".safetensors")
+    paths = [path for path in files_below(folder) if path.suffix in suffixes]
     hashes = [(path.relative_to(folder).as_posix(), sha256_of(path)) for path in paths]
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffbody.cli.console import ProgressLines, complain, interrupted, one_interrupt, progress_bars
+from diffbody.cli.console import ProgressLines, interrupted, one_interrupt, progress_bars
 from diffbody.cli.options import (
     FLAG,
     THE_MODELS,
     Bundle,
     OutputOptions,
     Verbosity,
+    WeightFormat,
     check_options,
     engine_config,
     file_option,
@@ -28,8 +28,10 @@ from diffbody.cli.options import (
     takes,
     verbosity,
     without_none,
+    working_size,
 )
-from diffbody_ref.loading import load_pipeline, model_folder
+from diffbody.cli.restorers import Servers, connect, load_bundle, load_client, load_reference, with_side_pictures
+from diffbody_ref.loading import model_folder
 from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.ops.options import RestoreOptions
 from runtime.engines.config import EngineConfig
@@ -37,31 +39,6 @@ from runtime.triton.config import ClientConfig
 
 if TYPE_CHECKING:
     from diffbody.files import Plan, Recipe, RestoreFile, Result
-    from diffbody_ref.ops.images import Picture
-    from runtime.restore import Restoration
-    from runtime.triton.client import Client
-
-
-@dataclass(frozen=True)
-class Servers:
-    """Servers that restore, in place of this program.
-
-    Attributes:
-        urls: see `runtime.triton.client.ClientConfig`; empty is none.
-        api_key: that the servers ask for.
-        concurrency: pictures that are sent to them at a time.
-        timeout: seconds to wait for one picture.
-    """
-
-    urls: tuple[str, ...]
-    api_key: str | None
-    concurrency: int
-    timeout: float
-
-    @property
-    def tell_progress(self) -> bool:
-        """Whether they can: over gRPC only."""
-        return not any(url.startswith("http") for url in self.urls)
 
 
 def servers(
@@ -130,6 +107,15 @@ def restore(
             **FLAG,
         ),
     ] = False,
+    report: Annotated[
+        bool,
+        file_option(
+            "Also writes NAME.restored_report.json: the people found, and how far each is from the regression "
+            "result by the part network, with a notice where somebody may have become somebody else.",
+            "--report",
+            **FLAG,
+        ),
+    ] = False,
     *,
     outputs: OutputOptions,
     prompt: Annotated[
@@ -146,7 +132,16 @@ def restore(
     upscale: Annotated[
         float | None,
         quality_option(
-            "Output size over input size, above 0 and at most 16.", show_default="1, but at least the model's area"
+            "Output size over input size, above 0 and at most 16.", show_default="1, but at least the working area"
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        quality_option(
+            "Size in pixels at which the picture is worked on: HEIGHTxWIDTH, or one number for a square. The picture "
+            "is brought to that area, and keeps its aspect ratio. A smaller one takes less time and memory.",
+            metavar="SIZE",
+            show_default="the picture's, but at least the model's area",
         ),
     ] = None,
     settings: dict[str, Any],
@@ -162,6 +157,7 @@ def restore(
         ),
     ] = None,
     engines: EngineConfig,
+    dtype: WeightFormat = None,
     remote: Servers,
     says: Verbosity,
 ) -> None:
@@ -190,18 +186,23 @@ def restore(
     from diffbody.cli.recipes import by_bundle, by_pytorch, by_servers, recipe
     from diffbody.cli.report import Report
     from diffbody.cli.streams import standard_streams
-    from diffbody.side_pictures import BEFORE_AFTER, INTERMEDIATES
+    from diffbody.side_pictures import BEFORE_AFTER, INTERMEDIATES, REPORT
 
     settings |= without_none(body_guidance_every=body_guidance_every, upscale=upscale, tile_size=tile_size)
+    settings |= working_size(size)
     check_options(settings, seed)
     if sum((model is not None, bundle is not None, bool(remote.urls))) > 1:
         raise ValueError("--model, --bundle and --url: give one of them")
-    if remote.urls and intermediates:
-        raise ValueError("--intermediates: a server sends the restored picture only; restore here, without --url")
+    for asked, flag in ((intermediates, "--intermediates"), (report, "--report")):
+        if remote.urls and asked:
+            raise ValueError(f"{flag}: a server sends the restored picture only; restore here, without --url")
+    if dtype is not None and model is None:
+        raise ValueError("--dtype is for --model; a bundle's graphs compute in a format that --precision chooses")
     call = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed, **settings}
-    side_pictures = (BEFORE_AFTER,) * compare + INTERMEDIATES * intermediates
+    side_pictures = (BEFORE_AFTER,) * compare + INTERMEDIATES * intermediates + (REPORT,) * report
     folder = (bundle or NANO_FOLDER) if model is None else model_folder(model)
     one_at_a_time = not remote.urls
+    precision = engines.precision if model is None else dtype or ("float16" if engines.low_memory else "float32")
 
     with (
         ExitStack() as at_end,
@@ -210,12 +211,10 @@ def restore(
     ):
         plan = files.plan(streams.inputs, streams.out, format=outputs.format or "png", recursive=recursive)
         check_outputs(plan, outputs, side_pictures)
-        report = Report(says, plan.single, not streams.to_stdout, streams.hidden)
-        report.left_out(plan.left_out)
+        told = Report(says, plan.single, not streams.to_stdout, streams.hidden)
+        told.left_out(plan.left_out)
         with progress_bars(not says.quiet) as bars:
-            show = Progress(
-                bars, len(plan.jobs), settings["num_inference_steps"], says.quiet or says.as_json or plan.single
-            )
+            show = RunProgress(bars, len(plan.jobs), settings["num_inference_steps"], says.quiet or says.as_json)
 
             client = functools.cache(lambda: connect(remote, at_end))
 
@@ -223,17 +222,22 @@ def restore(
                 if remote.urls:
                     return load_client(client(), remote.tell_progress, call, show.step, compare)
                 if model is None:
-                    return with_side_pictures(load_bundle(folder, engines, call, show.step), side_pictures)
-                return with_side_pictures(load_reference(folder, engines.device, call, show.step), side_pictures)
+                    return with_side_pictures(
+                        load_bundle(folder, engines, call, show.step, show.loading), side_pictures
+                    )
+                reference = load_reference(
+                    folder, engines.device, dtype, engines.low_memory, call, show.step, show.loading
+                )
+                return with_side_pictures(reference, side_pictures)
 
             def tell(result: Result) -> None:
-                report.result(result)
+                told.result(result)
                 show.done()
 
             def made_by() -> Recipe:
                 if remote.urls:
                     return recipe(call, outputs, by_servers(client().bundle()))
-                by = by_bundle(folder, engines.precision) if model is None else by_pytorch(folder)
+                by = by_bundle(folder, precision) if model is None else by_pytorch(folder, precision)
                 return recipe(call, outputs, by)
 
             summary = files.run(
@@ -252,18 +256,20 @@ def restore(
                 on_interrupt=at_end.close,
             )
         if not summary.interrupted:
-            report.end(summary, plan.left_out)
+            told.end(summary, plan.left_out)
             streams.finish()
     if summary.interrupted:
         interrupted(len(summary.results), summary.left)
 
 
-class Progress:
+class RunProgress:
     """How far a run is: bars on a terminal, else a line now and then."""
 
     def __init__(self, bars: Any, pictures: int, steps: int, silent: bool) -> None:
         self._bars, self._pictures, self._count = bars, pictures, 0
-        self._lines = None if silent or not bars.disable else ProgressLines("pictures")
+        lines = not silent and bars.disable
+        # Of a single picture the steps are told: at full size, each may take a minute.
+        self._lines = ProgressLines("steps" if pictures == 1 else "pictures") if lines else None
         self._picture_bar = bars.add_task("pictures", total=pictures)
         self._step_bar = bars.add_task("steps", total=steps)
 
@@ -271,15 +277,23 @@ class Progress:
         """A picture is begun."""
         self._bars.update(self._picture_bar, description=name)
 
+    def loading(self, done: int, total: int, name: str) -> None:
+        """A network is about to be loaded; `total` is 0 where nobody knows how many will be."""
+        self._bars.update(self._step_bar, description=name or "steps")
+        if self._lines is not None and name:
+            self._lines.say(f"{name}{f', {done + 1} of {total}' if total else ''}")
+
     def step(self, done: int, steps: int) -> None:
         """A denoising step is done."""
-        self._bars.update(self._step_bar, completed=done, total=steps)
+        self._bars.update(self._step_bar, completed=done, total=steps, description="steps")
+        if self._lines is not None and self._pictures == 1 and done:
+            self._lines.show(done, steps)
 
     def done(self) -> None:
         """A picture is done."""
         self._count += 1
         self._bars.update(self._picture_bar, completed=self._count)
-        if self._lines is not None:
+        if self._lines is not None and self._pictures > 1:
             self._lines.show(self._count, self._pictures)
 
 
@@ -300,134 +314,3 @@ def check_outputs(plan: Plan, outputs: OutputOptions, side_pictures: Sequence[st
     if plan.single and not outputs.overwrite:
         job = plan.jobs[0]
         files.check_absent([job.target, *(job.side_picture(name) for name in side_pictures)])
-
-
-def tell_of_slow_precision(engines: EngineConfig) -> None:
-    """Say that half precision is slow on a CPU, where it runs on one."""
-    if engines.precision == "float32" or engines.engine == "tensorrt" or engines.device == "cuda":
-        return
-    if engines.device == "auto":
-        if engines.engine == "torch":
-            import torch
-
-            on_gpu = torch.cuda.is_available()
-        else:
-            from runtime.engines.onnxruntime import best_device
-
-            on_gpu = best_device() == "cuda"
-        if on_gpu:
-            return
-    complain(
-        f"--precision {engines.precision} on a CPU can take 30 times as long as float32, which is as good", "notice"
-    )
-
-
-RestorePicture = Callable[["Picture"], "Restoration"]
-OnStep = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
-
-
-def load_reference(folder: Path, device: str, call: dict[str, Any], on_step: OnStep) -> RestorePicture:
-    """Restoring with the PyTorch pipeline in `folder`.
-
-    Args:
-        call: keyword arguments of the pipeline.
-    """
-    from diffbody_ref.ops.processing import resize_alpha
-    from diffbody_ref.ops.samplers import steps_to_run
-    from runtime.restore import Restoration
-
-    pipeline = load_pipeline(folder, device)
-    steps = steps_to_run(call["num_inference_steps"], call.get("strength", pipeline.config.strength))
-
-    def restore_picture(picture: Picture) -> Restoration:
-        on_step(0, steps)
-        result = pipeline(
-            picture,
-            **call,
-            output_type="np",
-            return_intermediates=True,
-            callback_on_step_end=lambda pipe, step, timestep, tensors: on_step(step + 1, steps),
-        )
-        pixels = result.images[0]
-        alpha = None if picture.alpha is None else resize_alpha(picture.alpha, *pixels.shape[:2])
-        return Restoration(pixels, alpha, result.intermediates[0], result.notices[0])
-
-    return restore_picture
-
-
-def load_bundle(folder: Path, engines: EngineConfig, call: dict[str, Any], on_step: OnStep) -> RestorePicture:
-    """Restoring with the bundle in `folder`.
-
-    Args:
-        call: keyword arguments of `runtime.restore.Restorer.restore`.
-    """
-    from runtime.restore import Restorer
-
-    restorer = Restorer.open(folder, engines)
-    tell_of_slow_precision(engines)
-
-    def restore_picture(picture: Picture) -> Restoration:
-        on_step(0, 1)
-        return restorer.restore(picture, **call, callback=lambda done: on_step(done.step + 1, done.num_steps))
-
-    return restore_picture
-
-
-def connect(remote: Servers, at_end: ExitStack) -> Client:
-    """The client of servers.
-
-    Args:
-        at_end: when it is closed, what is under way is cancelled, and the servers are left.
-
-    Raises:
-        UnavailableError: none of them answers.
-    """
-    from runtime.triton.client import Client, UnavailableError
-
-    client = Client(ClientConfig(remote.urls, remote.timeout, concurrency=remote.concurrency, api_key=remote.api_key))
-    at_end.callback(client.close)
-    if not client.is_ready():
-        raise UnavailableError(f"{', '.join(remote.urls)}: no server answers; start one with `diffbody serve`")
-    return client
-
-
-def load_client(
-    client: Client, with_progress: bool, call: dict[str, Any], on_step: OnStep, compare: bool
-) -> RestoreFile:
-    """Restoring on servers.
-
-    Args:
-        with_progress: call `on_step`.
-        call: keyword arguments of `runtime.triton.client.Client.restore`.
-        compare: make the side picture of before and after.
-    """
-    from diffbody.files import Job, Output
-    from diffbody.side_pictures import before_after
-
-    def restore_file(picture: Picture, job: Job) -> Output:
-        # The file as it is: the server reads it as we do.
-        watch = (lambda done: on_step(done.step, done.steps)) if with_progress else None
-        answer = client.restore(job.source, **call, on_progress=watch)
-        made = {"before_after": before_after(picture.pixels, answer.picture.pixels)} if compare else {}
-        return Output(answer.picture, made, answer.report.notices)
-
-    return restore_file
-
-
-def with_side_pictures(restore_picture: RestorePicture, names: tuple[str, ...]) -> RestoreFile:
-    """Restoring, and drawing what goes beside the restored picture.
-
-    Args:
-        names: see `diffbody.side_pictures.draw`.
-    """
-    from diffbody.files import Job, Output
-    from diffbody.side_pictures import draw
-    from diffbody_ref.ops.images import Picture
-
-    def restore_file(picture: Picture, job: Job) -> Output:
-        result = restore_picture(picture)
-        made = draw(names, picture.pixels, result.pixels, result.intermediates)
-        return Output(Picture(result.pixels, result.alpha), made, result.notices)
-
-    return restore_file

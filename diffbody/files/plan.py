@@ -12,6 +12,7 @@ from pathlib import Path
 from diffbody.files.inputs import Failure, LeftOut, Source, collect
 from diffbody.files.names import absolute, folder_name, key, longest_name, output_name
 from diffbody.files.record import Entry, Record, sha256_of
+from diffbody.side_pictures import REPORT
 from diffbody_ref.ops.formats import OUTPUT_SUFFIXES, ImageError, output_format
 
 MOST_DISTINCT = 2  # level of `output_name`
@@ -38,8 +39,8 @@ class Job:
     target: Path
 
     def side_picture(self, name: str) -> Path:
-        """`photo.restored.png` → `photo.restored_NAME.png`."""
-        return self.target.with_name(f"{self.target.stem}_{name}.png")
+        """`photo.restored.png` → `photo.restored_NAME.png`; the report is a JSON file."""
+        return self.target.with_name(f"{self.target.stem}_{name}{'.json' if name == REPORT else '.png'}")
 
 
 @dataclass

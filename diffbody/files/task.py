@@ -28,12 +28,12 @@ class Output:
 
     Attributes:
         picture: the restored picture.
-        side_pictures: by name, float (H, W, 3) in [0, 1].
+        side_pictures: by name, float (H, W, 3) in [0, 1]; the report is the bytes of its file.
         notices: what the person who asked should know, a line each.
     """
 
     picture: Picture
-    side_pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    side_pictures: Mapping[str, np.ndarray | bytes] = field(default_factory=dict)
     notices: Sequence[str] = ()
 
 
@@ -140,7 +140,11 @@ class Task:
             OSError: the files cannot be written.
         """
         drawn = {name: output.side_pictures.get(name) for name in self.settings.side_pictures}
-        made = {name: encode_image(pixels) for name, pixels in drawn.items() if pixels is not None}
+        made = {
+            name: side if isinstance(side, bytes) else encode_image(side)
+            for name, side in drawn.items()
+            if side is not None
+        }
         picture, suffix = output.picture, self.job.target.suffix
         metadata = None if self.settings.strip_metadata else source.metadata
         restored = encode_image(picture.pixels, picture.alpha, suffix, quality=self.settings.quality, metadata=metadata)

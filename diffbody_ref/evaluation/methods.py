@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffbody_ref.evaluation.packages import UnavailableError, is_installed, package_folder
+from diffbody_ref.ops.identity import PersonIdentity, restored_identity
 from diffbody_ref.ops.images import resize
+from diffbody_ref.ops.results import Intermediates
+from diffbody_ref.structure import part_embedder
 
 if TYPE_CHECKING:
     from diffbody_ref.ops.options import RestoreOptions
@@ -57,10 +60,13 @@ class MethodResult:
     Attributes:
         picture: float32 (H', W', 3) in [0, 1] of any size; `fit` resizes it to the original's size.
         notices: remarks about the picture.
+        people: how far each person is from the regression result; None where the method has none, or the model has no
+            part network.
     """
 
     picture: np.ndarray
     notices: list[str] = field(default_factory=list)
+    people: list[PersonIdentity] | None = None
 
 
 Restore = Callable[[list[Degraded]], list[MethodResult]]
@@ -194,6 +200,19 @@ def _swinir(context: Context) -> Restore:
     return restore
 
 
+def identity_of(pipeline: DiffBodyPipeline, found: Intermediates, restored: np.ndarray) -> list[PersonIdentity] | None:
+    """How far each person of a restored picture is from the regression result; None without a part network."""
+    if pipeline.parts is None:
+        return None
+    return restored_identity(
+        part_embedder(pipeline.parts, pipeline.device),
+        pipeline.parts.part_names,
+        found.regression,
+        restored,
+        found.boxes,
+    )
+
+
 def _diffusion(
     name: str,
     about: str,
@@ -224,8 +243,12 @@ def _diffusion(
             # original's size first keeps the pixels of all methods aligned, even if the base size rounds the aspect.
             pictures, seeds = [task.enlarged for task in batch], [task.seed for task in batch]
             prompts = [task.prompt if prompted else "" for task in batch]
-            result = context.pipeline(pictures, prompts, seed=seeds, output_type="np", **options)
-            return [MethodResult(*pair) for pair in zip(result.images, result.notices, strict=True)]
+            call = {"seed": seeds, "output_type": "np", "return_intermediates": True, **options}
+            result = context.pipeline(pictures, prompts, **call)
+            return [
+                MethodResult(picture, told, identity_of(context.pipeline, found, picture))
+                for picture, told, found in zip(result.images, result.notices, result.intermediates, strict=True)
+            ]
 
         return restore
 

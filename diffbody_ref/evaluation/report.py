@@ -17,6 +17,7 @@ import numpy as np
 from diffbody_ref.data.degradations import DegradationConfig
 from diffbody_ref.data.recipes import describe
 from diffbody_ref.evaluation import figures
+from diffbody_ref.evaluation.identity import identity_table
 from diffbody_ref.evaluation.methods import METHODS
 from diffbody_ref.evaluation.metrics import METRICS, Metric
 from diffbody_ref.evaluation.rows import Row
@@ -73,6 +74,17 @@ class EvaluationReport(ABC):
     @abstractmethod
     def tables(self) -> Iterator[tuple[str, Table, str]]:
         """Headings, tables and footnotes ("" for none) for report.md."""
+
+    def identity(self) -> Iterator[tuple[str, Table, str]]:
+        """The table of identity distances, if a method has any."""
+        table = identity_table({name: [row.values for row in self.of(name)] for name in self.methods})
+        if len(table) > 1:
+            yield (
+                "Identity: distance (eq. 6) of each person in the result from the one in the regression result; "
+                "docs/evaluation.md says what a distance means.",
+                table,
+                "",
+            )
 
     @abstractmethod
     def csv_tables(self) -> dict[str, Table]:
@@ -199,6 +211,7 @@ class QualityReport(EvaluationReport):
         lacking = [metric for metric in METRICS.values() if metric not in self.metrics]
         footnote = _footnote({metric.label: self._why_not(metric) for metric in lacking})
         yield notes, [["Method", *head], *means], footnote
+        yield from self.identity()
         differences = [[f"{a} − {b}", *self._cells("+", a, b)] for a, b in self.pairs]
         if differences:
             yield "Differences, picture by picture:", [["Pair", *head], *differences], footnote
@@ -310,6 +323,7 @@ class StructureReport(EvaluationReport):
             cells = [[name, *(_cell(summaries[name].get(column)) for column in columns)] for name in self.methods]
             lacking = [column for column in columns if any(summaries[m].get(column) is None for m in self.methods)]
             yield heading, [["Method", *columns], *cells], _footnote(dict.fromkeys(lacking, why))
+        yield from self.identity()
 
     def csv_tables(self) -> dict[str, Table]:
         """table.csv: all numbers of every method, and the number of pictures."""

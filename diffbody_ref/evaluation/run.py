@@ -20,6 +20,7 @@ from diffbody_ref.data.parallel import map_in_order
 from diffbody_ref.data.recipes import DEGRADATIONS, Recipe, model_recipe
 from diffbody_ref.evaluation.checksums import configuration_checksum, weights_checksum
 from diffbody_ref.evaluation.figures import kept_path
+from diffbody_ref.evaluation.identity import identity_values
 from diffbody_ref.evaluation.methods import METHODS, Context, Degraded, Restore, fit
 from diffbody_ref.evaluation.metrics import Measure, available_metrics
 from diffbody_ref.evaluation.notices import degradation_notices, size_notices
@@ -29,6 +30,7 @@ from diffbody_ref.evaluation.rows import EvaluationRows, Row
 from diffbody_ref.evaluation.structure import StructureProbe
 from diffbody_ref.evaluation.subjects import Subject, Subjects
 from diffbody_ref.evaluation.suites import FULL, SUITES
+from diffbody_ref.ops.identity import identity_notices
 from diffbody_ref.ops.images import write_image
 from diffbody_ref.ops.options import RestoreOptions
 from diffbody_ref.ops.progress import Progress
@@ -337,8 +339,8 @@ def _measure(
             size=list(subject.pixels.shape[:2]),
             low_size=list(task.low.shape[:2]),
             seconds=round(seconds, 3),
-            values=probe(picture, subject),
-            notices=result.notices,
+            values={**probe(picture, subject), **identity_values(result.people)},
+            notices=[*result.notices, *identity_notices(result.people or [])],
         )
         rows.append((row, picture, subject.pixels))
     return rows

@@ -56,6 +56,26 @@ def write_whole(path: Path, data: str | bytes, *, overwrite: bool = True) -> Non
         temporary.write_bytes(data)
 
 
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, sorted. Links to files and to folders are followed.
+
+    Raises:
+        ValueError: a link that leads nowhere, or back to a folder around it.
+    """
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        here = Path(parent)
+        around = {here.resolve(), *here.resolve().parents}
+        for name in (*folders, *files):
+            path = here / name
+            if not path.exists():
+                raise ValueError(f"{path}: a link that leads nowhere; remove it, or put back what it leads to")
+            if path.is_symlink() and path.resolve() in around:
+                raise ValueError(f"{path}: a link that leads back to a folder around it; remove it")
+        found += [here / name for name in files if (here / name).is_file()]
+    return sorted(found)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed process left in a folder. No other process may be writing there."""
     for path in folder.glob(f"{TEMPORARY}*"):

@@ -357,11 +357,14 @@ def working_size(height: int, width: int, base_height: int, base_width: int) -> 
     """
     if min(height, width, base_height, base_width) < 1:
         raise ValueError(f"sizes must be positive, got {height}x{width}, base {base_height}x{base_width}")
-    if height * width < base_height * base_width:
-        scale = math.sqrt(base_height * base_width / (height * width))
-        # The margin keeps a product that is whole but for rounding from being lifted to the next integer.
-        height, width = math.ceil(height * scale - 1e-9), math.ceil(width * scale - 1e-9)
-    return height, width
+    base = base_height * base_width
+    return scale_to_area(height, width, base) if height * width < base else (height, width)
+
+
+def scale_to_area(height: int, width: int, area: int) -> tuple[int, int]:
+    """Height and width with their aspect ratio, scaled to at least an area in pixels."""
+    scale = math.sqrt(area / (height * width))  # a product that is whole but for rounding is not lifted to the next
+    return math.ceil(height * scale - 1e-9), math.ceil(width * scale - 1e-9)
 
 
 def pad(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

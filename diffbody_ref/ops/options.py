@@ -12,6 +12,7 @@ from diffbody_ref.ops.samplers import NUM_TRAIN_TIMESTEPS, check_sampler, steps_
 
 MAX_UPSCALE = 16.0
 MIN_TILE_SIZE = 128  # pixels
+WORKING_SIDES = 64, 16384  # pixels; sd21's latent grid has no smaller side
 # Pictures saturate far below it: Stable Diffusion's users stay below 30, and ε_θ overflows half precision beyond.
 MAX_GUIDANCE_SCALE = 100.0
 # Ten thousand times nano's. Beyond, one step moves z̃_0 by more than its whole range, whatever the gradient.
@@ -108,7 +109,10 @@ class RestoreOptions:
         colour_fix: one of `COLOUR_METHODS`.
         use_residual: the result is D(z_0) + r − D(z_r): what the autoencoder alone loses of r stays. False: D(z_0), as
             in the paper.
-        upscale: output size over input size; None gives the working size (the input's, or at least the base's area).
+        height: with `width`, the working size: the picture is brought to its area, by scaling that keeps the picture's
+            aspect ratio. In pixels, 64..16384; None is the input's size, or at least the base's area.
+        width: see `height`.
+        upscale: output size over input size; None gives the working size, or the input's where that is larger.
         use_structure: False looks for nobody: pose and attention are empty, nothing is guided (DiffBIR's method).
         use_pose: False leaves the pose map empty; people are found and guided all the same (an ablation).
         use_attention: False leaves the attention map empty (an ablation).
@@ -128,6 +132,8 @@ class RestoreOptions:
     sampler: str = ModelSettings.sampler
     colour_fix: str = "wavelet"
     use_residual: bool = ModelSettings.use_residual
+    height: int | None = None
+    width: int | None = None
     upscale: float | None = None
     use_structure: bool = True
     use_pose: bool = True
@@ -145,6 +151,11 @@ class RestoreOptions:
             raise ValueError(f"unknown colour_fix {self.colour_fix!r}, choose one of {', '.join(COLOUR_METHODS)}")
         if self.upscale is not None and not 0 < self.upscale <= MAX_UPSCALE:
             raise ValueError(f"upscale must be above 0 and at most {MAX_UPSCALE:g}, got {self.upscale}")
+        if (self.height is None) != (self.width is None):
+            raise ValueError("height and width: give both, or none of them")
+        for name, side in (("height", self.height), ("width", self.width)):
+            if side is not None and not WORKING_SIDES[0] <= side <= WORKING_SIDES[1]:
+                raise ValueError(f"{name} must be in {WORKING_SIDES[0]}..{WORKING_SIDES[1]} pixels, got {side}")
         if self.tile_size < MIN_TILE_SIZE:
             raise ValueError(f"tile_size must be at least {MIN_TILE_SIZE} pixels, got {self.tile_size}")
         if self.body_guidance_every < 1:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from diffbody_ref.ops.colour import match_colour
-from diffbody_ref.ops.images import MIN_SIDE, Picture, crop, pad, resize, round_up, working_size
+from diffbody_ref.ops.images import MIN_SIDE, Picture, crop, pad, resize, round_up, scale_to_area, working_size
 from diffbody_ref.ops.options import ModelSettings, RestoreOptions
 
 Array = TypeVar("Array")
@@ -42,7 +42,7 @@ class Sizes:
 
         Args:
             size: its height and width in pixels.
-            options: its `upscale` counts.
+            options: its `upscale`, `height` and `width` count.
             settings: its base size counts.
             multiple: the padded sides are multiples of it.
         """
@@ -50,7 +50,12 @@ class Sizes:
         if options.upscale is not None:
             output = [max(1, round(side * options.upscale)) for side in (height, width)]
             height, width = (max(MIN_SIDE, round(side * options.upscale)) for side in (height, width))
-        height, width = working_size(height, width, settings.base_height, settings.base_width)
+        if options.height is not None and options.width is not None:
+            sides = scale_to_area(height, width, options.height * options.width)
+            height, width = (max(MIN_SIDE, side) for side in sides)
+            output = output or [max(pair) for pair in zip(size, (height, width), strict=True)]
+        else:
+            height, width = working_size(height, width, settings.base_height, settings.base_width)
         return cls(height, width, round_up(height, multiple), round_up(width, multiple), *(output or (height, width)))
 
 

@@ -25,7 +25,8 @@ class EngineConfig:
         guidance: what runs the gradient of eq. 6: "engine" is the same as the other stages, "torch" is PyTorch.
         device: "cpu", "cuda", or "auto": a GPU where the engine can use one. Plans run on a GPU only.
         threads: number of CPU threads per operator; None is all cores.
-        low_memory: hold one stage's engine in memory at a time.
+        low_memory: hold one stage's engine in memory at a time, and let ONNX Runtime leave a large network's weights in
+            their files.
         precision: what the networks calculate in, one of `PRECISIONS`; the bundle must have such graphs.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -21,13 +21,21 @@ class EnginePool:
         bundle: its stages are run.
         config: how.
         observers: see `runtime.engines.Observer`.
+        opening: called with a stage's name before its engine is loaded.
 
     Raises:
         ValueError: the bundle lacks what the engines need, or the machine does.
     """
 
-    def __init__(self, bundle: Bundle, config: EngineConfig | None = None, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        config: EngineConfig | None = None,
+        observers: Sequence[Observer] = (),
+        opening: Callable[[str], None] = lambda stage: None,
+    ) -> None:
         self.bundle, self.config, self.observers = bundle, config or EngineConfig(), tuple(observers)
+        self.opening = opening
         by_kind: dict[str, list[str]] = {}
         for stage in bundle.manifest.stages:
             by_kind.setdefault(self.config.kind_of(stage), []).append(stage)
@@ -77,6 +85,7 @@ class EnginePool:
             if stage not in self._engines:
                 if self.config.low_memory:
                     self.close()
+                self.opening(stage)
                 kind = engine_class(self.config.kind_of(stage))
                 self._engines[stage] = kind.open(self.bundle, stage, self.config)
             return self._engines[stage]
