@@ -111,7 +111,15 @@ def test_the_plain_weights_of_a_folder_are_preferred(tmp_path: Path) -> None:
 
 
 def test_the_schedule_of_a_folder(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    settings: dict[str, Any] = {
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
     folder = pipeline_folder(tmp_path, kind=DDIMScheduler, **settings)
     import_checkpoints(tmp_path / "out", [folder])
     config = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
