@@ -116,10 +116,6 @@ def test_the_schedule_of_a_folder(tmp_path: Path) -> None:
         "rescale_betas_zero_snr": True,
         "timestep_spacing": "trailing",
     }
-        "prediction_type": "v_prediction",
-        "rescale_betas_zero_snr": True,
-        "timestep_spacing": "trailing",
-    }
     folder = pipeline_folder(tmp_path, kind=DDIMScheduler, **settings)
     import_checkpoints(tmp_path / "out", [folder])
     config = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
