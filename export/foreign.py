@@ -53,7 +53,9 @@ class _Rest(Stage):
         super().__init__()
         self.stage, self.network, self.count = stage, network, count
 
-    def forward(self, *tensors: Tensor) -> Any:
+    def forward(self, one: Tensor, two: Tensor) -> Any:
+        """Both pose stages have two such tensors in all: boxes and a ratio, or scores in x and in y."""
+        tensors = one, two
         made, others = tensors[: self.count], tensors[self.count :]
         with patch.object(self.network, "forward", lambda _: made if self.count > 1 else made[0]):
             return self.stage(made[0], *others)

@@ -115,8 +115,8 @@ def test_graphs_are_of_the_models_files(folder: Path) -> None:
 def test_a_graph_is_not_trained(folder: Path) -> None:
     stage = PoseStage.__new__(PoseStage)
     torch.nn.Module.__init__(stage)
-    places: dict[str, Any] = {"pipeline": str(folder), "data": (str(folder),), "output": str(folder)}
-    stage.config = TrainConfig("pose", "nano", **places, steps=1, batch_size=1, learning_rate=1e-3)
+    place = str(folder)
+    stage.config = TrainConfig("pose", "nano", place, (place,), place, steps=1, batch_size=1, learning_rate=1e-3)
     with pytest.raises(ValueError, match=r"its pose is an ONNX graph, which cannot be trained"):
         stage.load_or_build("pose")
 

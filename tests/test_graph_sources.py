@@ -75,7 +75,7 @@ def assert_same(found: nn.Module, wanted: nn.Module, tolerance: float = 1e-5) ->
 @pytest.mark.parametrize("folded", [True, False])
 @pytest.mark.parametrize(
     ("network", "kind"),
-    [(RtmPose(c=8, n=4), PoseEstimator), (RtmPose(c=24, n=1), PoseEstimator), (Yolox(c=8, n=2), PersonDetector)],
+    [(RtmPose(c=8, n=6), PoseEstimator), (RtmPose(c=12, n=1), PoseEstimator), (Yolox(c=8, n=3), PersonDetector)],
 )
 def test_the_known_graphs_become_networks(tmp_path: Path, network: nn.Module, kind: type[Any], folded: bool) -> None:
     randomise(network, 1)
@@ -133,10 +133,10 @@ def test_other_graphs_are_used_as_they_are(tmp_path: Path, kind: type[RtmPose], 
     assert again.num_parameters() >= sum(p.numel() for p in network.parameters()) * 0.9
 
 
-def test_channels_last_and_boxes_in_pixels_are_adapted(tmp_path: Path) -> None:
+def test_boxes_in_pixels_are_adapted(tmp_path: Path) -> None:
     decoded = randomise(Yolox(c=8, n=1, decode=True), 5)
     for layer in decoded.head.reg_preds:  # a trained detector's centres are near their cells
-        layer.weight.data.mul_(0.02)
+        layer.weight.data.mul_(1e-3)
     path = exported(decoded, tmp_path / "pixels.onnx", dynamic=False)
     read = imported(path)
     assert isinstance(read.network, GraphDetector)
@@ -148,12 +148,12 @@ def test_channels_last_and_boxes_in_pixels_are_adapted(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         decode_boxes(found, SIDE), corners, rtol=1e-4, atol=1e-3
     )  # float32 of some tens of pixels
-    np.testing.assert_allclose(found[..., 4:], wanted[..., 4:], rtol=1e-4, atol=1e-6)
+    assert np.linalg.norm(found[..., 4:] - wanted[..., 4:]) < 1e-5 * np.linalg.norm(wanted[..., 4:])
 
 
 def test_a_graph_of_channels_last_is_transposed(tmp_path: Path) -> None:
     network = randomise(RtmPose(), 6)
-    last = ChannelsLast(network)
+    last = ChannelsLast(network).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -219,11 +219,13 @@ def test_graphs_of_other_tensors_are_refused(tmp_path: Path) -> None:
 def test_a_component_of_a_stranger_is_checked_again(tmp_path: Path) -> None:
     read = imported(exported(randomise(Other(), 9), tmp_path / "a.onnx"))
     read.network.save_pretrained(tmp_path / "pose")
-    model = onnx.load(tmp_path / "pose" / "model.onnx", load_external_data=False)
-    model.graph.output[0].name = "renamed"
-    onnx.save(model, tmp_path / "pose" / "model.onnx")
-    with pytest.raises(ValueError, match=r"pose: no GraphEstimator: .*must have"):
+    config = tmp_path / "pose" / "config.json"
+    right = config.read_text()
+    config.write_text(right.replace(f'"height": {HEIGHT}', '"height": 384'))
+    with pytest.raises(ValueError, match=r"pose: no GraphEstimator: .*has the tensors .*must have .*384"):
         load_component(tmp_path, "pose")
+    config.write_text(right)
+    model = onnx.load(tmp_path / "pose" / "model.onnx", load_external_data=False)
     model.graph.initializer[0].external_data[0].value = "/etc/passwd"
     onnx.save(model, tmp_path / "pose" / "model.onnx")
     with pytest.raises(ValueError, match=r"weights outside of its folder: '/etc/passwd'"):

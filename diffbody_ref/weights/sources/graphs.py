@@ -38,6 +38,7 @@ from diffbody_ref.weights.topology import constants_of, matched_weights
 NAME = "ONNX"
 LICENCES = {"pose": "Apache-2.0 (mmpose, DWPose)", "pose_detector": "Apache-2.0 (YOLOX)"}
 UNKNOWN_LICENCE = "unknown; see where the graph is from"
+MOST_SIDE = 4096  # pixels; the largest public networks read 1280
 MOST_BLOCKS = 8  # of a stage, as RTMPose-x has
 YOLOX_CONVS = (59, 24)  # convolutions of YOLOX: those outside of blocks, and those for each block of a short stage
 
@@ -96,7 +97,7 @@ def _layout(model: Any) -> Layout | None:
     batch, *picture = inputs[0]
     channels_last = picture[-1] == 3
     height, width = picture[:2] if channels_last else picture[1:]
-    if 3 not in (picture[0], picture[-1]) or not (height and width) or batch > 1:
+    if 3 not in (picture[0], picture[-1]) or not (0 < height <= MOST_SIDE and 0 < width <= MOST_SIDE) or batch > 1:
         return None
     layout = lambda *names: Layout(height, width, channels_last, batch == 1, names)  # noqa: E731
     if len(outputs) == 2:
@@ -108,7 +109,7 @@ def _layout(model: Any) -> Layout | None:
     if len(outputs) != 1 or height != width or height % STRIDES[-1]:
         return None
     ((name, (_, cells, columns)),) = outputs.items()
-    fits = columns > 5 and cells in (0, len(detector_cells(height)[0]))
+    fits = (columns == 0 or columns > 5) and cells in (0, len(detector_cells(height)[0]))
     return layout(name) if fits else None
 
 
@@ -138,13 +139,13 @@ class Graph:
         rng, shape = np.random.default_rng(0), (2, 3, layout.height, layout.width)
         noise = 255 * rng.random(shape) if component == "pose_detector" else rng.standard_normal(shape)
         self.feed = noise.astype(np.float32)
-        columns = zip(*(self._run(self.feed[place : place + 1]) for place in range(2)), strict=True)
-        self.outputs = [np.concatenate(column) for column in columns]
+        self.outputs = [np.concatenate(column) for column in zip(*self._one_by_one(), strict=True)]
         self.config = self._pose() if component == "pose" else self._detector()
         half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
         self.precision = "float16" if half else "float32"
 
-    def _run(self, sample: np.ndarray) -> list[np.ndarray]:
+    def _one_by_one(self) -> list[list[np.ndarray]]:
+        """The outputs for each of the samples, in the layout's order: a batch of two may be more than it reads."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -152,10 +153,10 @@ class Graph:
         try:
             session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
             (read,) = session.get_inputs()
-            values = sample.transpose(0, 2, 3, 1) if self.layout.channels_last else sample
-            half = read.type == "tensor(float16)"
-            feed = {read.name: values.astype(np.float16 if half else np.float32)}
-            return [result.astype(np.float32) for result in session.run(list(self.layout.outputs), feed)]
+            values = self.feed.transpose(0, 2, 3, 1) if self.layout.channels_last else self.feed
+            values = values.astype(np.float16 if read.type == "tensor(float16)" else np.float32)
+            runs = [session.run(list(self.layout.outputs), {read.name: values[i : i + 1]}) for i in range(len(values))]
+            return [[result.astype(np.float32) for result in results] for results in runs]
         except Exception as error:  # ONNX Runtime's errors have no common class
             reason = " ".join(str(error).split())[:160]
             raise ValueError(f"{self.path}: ONNX Runtime cannot run it: {reason}") from None
