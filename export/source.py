@@ -107,12 +107,15 @@ def _vocabulary(pipeline: DiffBodyPipeline) -> tuple[dict[str, int], list[tuple[
     """Ids by token, and the pairs that are merged, in their order.
 
     Raises:
-        ValueError: the tokenizer is not one of byte pairs.
+        ValueError: the tokenizer is not one of byte pairs, or has tokens that the text encoder does not know.
     """
     model: dict[str, Any] = json.loads(pipeline.tokenizer.backend_tokenizer.to_str())["model"]
     if model.get("type") != "BPE":
         kind = type(pipeline.tokenizer).__name__
         raise ValueError(f"tokenizer: {kind} is {model.get('type')}; only byte-pair encoding, as CLIP's, is exported")
+    most, known = max(model["vocab"].values(), default=0), pipeline.text_encoder.config.vocab_size
+    if most >= known:
+        raise ValueError(f"tokenizer: has a token of id {most}, the text encoder knows ids below {known}")
     pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
     return model["vocab"], [(left, right) for left, right in pairs]
 
