@@ -93,12 +93,24 @@ def check_disk(out: Path, size: int) -> None:
 def _check_tokenizer(tokenizer: Any) -> None:
     """
     Raises:
-        ValueError: the tokenizer is not one of byte pairs.
+        ValueError: the tokenizer is not one of byte pairs, or has tokens that the text encoder does not know.
     """
+<<<<<<< HEAD
     kind = json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("type")
     if kind != "BPE":
         name = type(tokenizer).__name__
         raise ValueError(f"tokenizer: {name} is {kind}; only byte-pair encoding, as CLIP's, is exported")
+=======
+    model: dict[str, Any] = json.loads(pipeline.tokenizer.backend_tokenizer.to_str())["model"]
+    if model.get("type") != "BPE":
+        kind = type(pipeline.tokenizer).__name__
+        raise ValueError(f"tokenizer: {kind} is {model.get('type')}; only byte-pair encoding, as CLIP's, is exported")
+    most, known = max(model["vocab"].values(), default=0), pipeline.text_encoder.config.vocab_size
+    if most >= known:
+        raise ValueError(f"tokenizer: has a token of id {most}, the text encoder knows ids below {known}")
+    pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+    return model["vocab"], [(left, right) for left, right in pairs]
+>>>>>>> step7-full
 
 
 def _check_whole(path: Path) -> None:
