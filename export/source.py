@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -60,7 +59,7 @@ class Source:
                 weights_variant(folder / name)
             except ValueError as error:
                 raise ValueError(f"{folder / name}: {error}") from None
-        _check_tokenizer(pipeline.tokenizer)
+        _check_tokenizer(pipeline)
         large = sum(path.stat().st_size for path in weights) >= LARGE_FROM
         return cls(folder, pipeline, bind_stages(pipeline), large)
 
@@ -90,27 +89,19 @@ def check_disk(out: Path, size: int) -> None:
         raise OSError(f"{out}: the bundle takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there")
 
 
-def _check_tokenizer(tokenizer: Any) -> None:
+def _check_tokenizer(pipeline: DiffBodyPipeline) -> None:
     """
     Raises:
         ValueError: the tokenizer is not one of byte pairs, or has tokens that the text encoder does not know.
     """
-<<<<<<< HEAD
-    kind = json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("type")
-    if kind != "BPE":
-        name = type(tokenizer).__name__
-        raise ValueError(f"tokenizer: {name} is {kind}; only byte-pair encoding, as CLIP's, is exported")
-=======
-    model: dict[str, Any] = json.loads(pipeline.tokenizer.backend_tokenizer.to_str())["model"]
+    tokenizer = pipeline.tokenizer
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if model.get("type") != "BPE":
-        kind = type(pipeline.tokenizer).__name__
-        raise ValueError(f"tokenizer: {kind} is {model.get('type')}; only byte-pair encoding, as CLIP's, is exported")
+        name = type(tokenizer).__name__
+        raise ValueError(f"tokenizer: {name} is {model.get('type')}; only byte-pair encoding, as CLIP's, is exported")
     most, known = max(model["vocab"].values(), default=0), pipeline.text_encoder.config.vocab_size
     if most >= known:
         raise ValueError(f"tokenizer: has a token of id {most}, the text encoder knows ids below {known}")
-    pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
-    return model["vocab"], [(left, right) for left, right in pairs]
->>>>>>> step7-full
 
 
 def _check_whole(path: Path) -> None:
