@@ -56,7 +56,7 @@ class Launched:
 
     def triton(self) -> int:
         """The process ID of its Triton."""
-        (pid,) = children(self.process.pid)
+        (pid,) = tritons(self.process.pid)
         return pid
 
 
@@ -95,11 +95,16 @@ def wait_until(condition: Callable[[], object], while_true: Callable[[], object]
         time.sleep(0.05)
 
 
-def children(pid: int) -> list[int]:
-    """The IDs of the processes that a process's main thread has started; none if it is gone."""
+def tritons(pid: int) -> list[int]:
+    """The IDs of the Tritons that a launcher has started and that live; beside them it has a guardian."""
+    return [child for child in children_of_all_threads(pid) if name_of(child) == "tritonserver"]
+
+
+def name_of(pid: int) -> str:
+    """A process's name; empty if it is gone."""
     with suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 @dataclass(frozen=True)

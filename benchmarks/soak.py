@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -24,18 +26,22 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.launched import Launched, Resources, children_of_all_threads, launch, resources, wait_until
+from benchmarks.launched import Launched, Resources, children_of_all_threads, launch, resources, tritons, wait_until
 from benchmarks.timing import RESULTS, SAMPLES, machine
 from diffbody.cli.console import progress_bar, user_errors
+from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.ops.images import encode_image, read_image
-from runtime.triton.client import Client, ClientConfig, ClientError, UnavailableError, request_tensors
+from runtime.bundle import MANIFEST
+from runtime.triton.client import Client, ClientConfig, ClientError, UnavailableError
+from runtime.triton.client_messages import request_tensors
 from runtime.triton.contract import MODEL
 from runtime.triton.request_notes import memory_folder
 from runtime.triton.run_folder import sweep
 
-SIZES = ((96, 64), (128, 128), (160, 96), (256, 128), (320, 192), (256, 256))  # (height, width) of what is sent
+SIZES = ((96, 64), (128, 128), (160, 96), (64, 96), (256, 128), (192, 96))  # (height, width) of what is sent
 SAMPLE_EVERY = 25  # requests between looks at what the server takes
-WARM_UP = 60  # requests: ten of each size
+WARM_UP = 75  # requests: some of each size
+IN_A_ROW = 2  # clients
 CLIENTS = 4  # that ask while something is killed
 LATE, BUSY, AWAY, RESTORED = "late", "busy", "away", "restored"  # what answers are, and that is all that they may be
 TARGETS = ("triton", "model", "launcher")
@@ -100,23 +106,27 @@ def run(
         ValueError: an answer was neither a picture nor a clear error, or something stayed behind.
     """
     total = requests + WARM_UP + rounds * crowd + kills * len(TARGETS)
-    done = 0
+    done, counting = 0, threading.Lock()
 
     def advance(count: int = 1) -> None:
         nonlocal done
-        done += count
-        progress(done, total)
+        with counting:
+            done += count
+            progress(done, total)
 
-    found, options = Findings(), ("--threads", str(threads), "--restarts", "1000")
+    found = Findings()
     sweep()
-    with launch(*options) as launched:
-        ask_in_a_row(launched, requests, found, advance)
-        for number in range(rounds):
-            found.crowds.append(send_crowd(launched, crowd, deadline, number, found))
-            advance(crowd)
-        kill_parts(launched, kills, found, advance)
-        found.restarts = [line.strip() for line in launched.lines if "started again" in line]
-    kill_launchers(options, kills, found, advance)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = small_bundle(Path(folder) / "bundle")
+        options = ("--bundle", str(bundle), "--threads", str(threads), "--restarts", "1000")
+        with launch(*options) as launched:
+            ask_in_a_row(launched, requests, found, advance)
+            for number in range(rounds):
+                found.crowds.append(send_crowd(launched, crowd, deadline, number, found))
+                advance(crowd)
+            kill_parts(launched, kills, found, advance)
+            found.restarts = [line.strip() for line in launched.lines if "started again" in line]
+        kill_launchers(options, kills, found, advance)
     about = {
         "machine": machine("cpu"),
         "asked": {"requests": requests, "rounds": rounds, "crowd": crowd, "deadline": deadline, "kills": kills},
@@ -131,6 +141,15 @@ def run(
     return [out / "soak.json", out / "soak.png"]
 
 
+def small_bundle(folder: Path) -> Path:
+    """nano, but that it does not bring pictures to 256x128: their sizes stay mixed, and thousands take an hour only."""
+    shutil.copytree(NANO_FOLDER, folder)
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest["settings"] |= {"base_height": SIZES[0][0], "base_width": SIZES[0][1]}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    return folder
+
+
 def pictures() -> list[bytes]:
     """A person at each of the sizes, as PNG."""
     person = read_image(SAMPLES / "synthetic_1.jpg").pixels
@@ -140,17 +159,21 @@ def pictures() -> list[bytes]:
 
 
 def ask_in_a_row(launched: Launched, count: int, found: Findings, advance: Callable[[], None]) -> None:
-    """Requests one after the other, and what the server takes as it goes."""
+    """Requests one after the other, from `IN_A_ROW` clients, and what the server takes as it goes."""
     sent = pictures()
-    with Client(ClientConfig((launched.address,), tries=100)) as client:
-        for number in range(-WARM_UP, count):
-            if number >= 0 and number % SAMPLE_EVERY == 0:
-                found.in_a_row.append((number, resources(launched)))
-            try:
-                client.restore(sent[number % len(sent)], num_inference_steps=4 + number % 5, seed=number + WARM_UP)
-            except ClientError as error:
-                found.unclear[str(error)] += 1
-            advance()
+
+    def ask(number: int) -> None:
+        try:
+            client.restore(sent[number % len(sent)], num_inference_steps=4 + number % 5, seed=number)
+        except ClientError as error:
+            found.unclear[str(error)] += 1
+        advance()
+
+    with Client(ClientConfig((launched.address,), tries=100)) as client, ThreadPoolExecutor(IN_A_ROW) as pool:
+        for number in range(0, WARM_UP + count, SAMPLE_EVERY):
+            if number >= WARM_UP:
+                found.in_a_row.append((number - WARM_UP, resources(launched)))
+            list(pool.map(ask, range(number, min(number + SAMPLE_EVERY, WARM_UP + count))))
     found.in_a_row.append((count, resources(launched)))
 
 
@@ -263,7 +286,7 @@ def kill_launchers(options: tuple[str, ...], count: int, found: Findings, advanc
             if number % 2:
                 launched.wait_for("")  # a line of its log
                 time.sleep(draw.uniform(0.0, 3.0))
-                triton = next(iter(children_of_all_threads(launched.process.pid)), 0)
+                triton = next(iter(tritons(launched.process.pid)), 0)
                 launched.process.kill()
             else:
                 with load(launched.address, found):

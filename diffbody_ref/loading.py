@@ -21,7 +21,8 @@ def model_folder(name: str) -> Path:
     if (folder / "model_index.json").is_file():
         return folder
     if folder.is_dir():
-        raise ValueError(f"{folder}: not a DiffBody model, it has no model_index.json")
+        hint = "`diffbody release` makes one of the pipeline folder of a training"
+        raise ValueError(f"{folder}: not a DiffBody model, it has no model_index.json; {hint}")
     if name == "nano":
         raise ValueError("the weights of 'nano' are not in this installation; give a model's folder by --model")
     raise ValueError(f"unknown --model {name!r}: neither the preset 'nano' nor a folder with a model_index.json")

@@ -21,7 +21,8 @@ from runtime.restore import Sizes
 from runtime.triton import client, contract
 from runtime.triton.admission import Admission
 from runtime.triton.batching import run_in_groups
-from runtime.triton.client import InvalidRequestError, request_tensors
+from runtime.triton.client import InvalidRequestError
+from runtime.triton.client_messages import request_tensors
 from runtime.triton.contract import (
     ANSWER,
     ENSEMBLE,
@@ -157,6 +158,7 @@ def test_what_a_tensor_cannot_hold_is_refused_by_the_client(asked: dict[str, Any
 def test_parameters_come_back_from_a_configuration() -> None:
     parameters = ModelParameters(
         bundle=Path("/bundles/a b"),
+        bundle_sha256="0a",
         engine="tensorrt",
         guidance="torch",
         device="cuda",

@@ -182,7 +182,6 @@ def test_a_second_run_skips_what_is_done_and_loads_nothing(album: Path) -> None:
         (Recipe({"steps": 20}, "model", "1.0"), "other settings (steps)"),
         (Recipe({"steps": 50, "prompt": "a"}, "model", "1.0"), "other settings (prompt)"),
         (Recipe({"steps": 50}, "other", "1.0"), "another model"),
-        (Recipe({"steps": 50}, None, "1.0"), "another model"),
         (Recipe({"steps": 50}, "model", "2.0"), "version 1.0"),
     ],
 )

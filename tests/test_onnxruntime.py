@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +65,18 @@ def test_the_cache_is_of_these_weights_and_this_machine(monkeypatch: pytest.Monk
     names.append(cache.optimised_graph(files, GRAPH.name, "cpu"))
     assert len(set(names)) == len(names)
     assert cache.optimised_graph({**files, name: FileEntry(1 << 34, "")}, GRAPH.name, "cpu") is None
+
+
+def test_nothing_is_kept_for_its_maker(tmp_path: Path) -> None:
+    """ONNX Runtime's telemetry leaves its events, and an ID of the machine, in the user's cache folder."""
+    program = f"""if True:
+        import runtime.engines, onnxruntime
+        onnxruntime.InferenceSession({str(GRAPH)!r})
+    """
+    home = {name: str(tmp_path) for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME")}
+    unset = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", program], env={**unset, **home}, check=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_bound_inputs_give_what_a_run_gives() -> None:

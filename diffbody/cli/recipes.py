@@ -5,29 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffbody.cli.options import OutputOptions
 from diffbody.files import Recipe, sha256_of
 from diffbody_ref import __version__
 from runtime.bundle import MANIFEST
 
+if TYPE_CHECKING:
+    from runtime.triton.connection import ServedBundle
 
-def recipe(
-    call: dict[str, Any], outputs: OutputOptions, folder: Path | None, with_pytorch: bool, precision: str
-) -> Recipe:
+
+def recipe(call: dict[str, Any], outputs: OutputOptions, model: str) -> Recipe:
     """What results depend on beside their sources. Engine and device are not in it: they agree within rounding.
 
     Args:
-        folder: of the bundle or the model; None is a server's, which does not tell its model.
-        with_pytorch: the model is run by PyTorch, which takes no notice of the precision.
+        call: keyword arguments of the restoration.
+        model: what `by_bundle`, `by_pytorch` or `by_servers` says.
     """
     settings = {**call, "quality": outputs.quality, "strip_metadata": outputs.strip_metadata}
-    if folder is None:
-        return Recipe(settings, None, __version__)
-    if with_pytorch:
-        return Recipe(settings, f"pytorch:{hash_of_model(folder)}", __version__)
-    return Recipe({**settings, "precision": precision}, f"bundle:{sha256_of(folder / MANIFEST)}", __version__)
+    return Recipe(settings, model, __version__)
+
+
+def by_bundle(folder: Path, precision: str) -> str:
+    """The model where a bundle restores, by its manifest's hash."""
+    return f"bundle:{precision}:{sha256_of(folder / MANIFEST)}"
+
+
+def by_pytorch(folder: Path) -> str:
+    """The model where PyTorch restores."""
+    return f"pytorch:{hash_of_model(folder)}"
+
+
+def by_servers(bundle: ServedBundle) -> str:
+    """The model where servers restore: the same as here, if they have the same bundle."""
+    return f"bundle:{bundle.precision}:{bundle.sha256}"
 
 
 def hash_of_model(folder: Path) -> str:

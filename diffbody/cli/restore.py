@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,9 +36,10 @@ from runtime.engines.config import EngineConfig
 from runtime.triton.config import ClientConfig
 
 if TYPE_CHECKING:
-    from diffbody.files import Plan, RestoreFile, Result
+    from diffbody.files import Plan, Recipe, RestoreFile, Result
     from diffbody_ref.ops.images import Picture
     from runtime.restore import Restoration
+    from runtime.triton.client import Client
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Servers:
     api_key: str | None
     concurrency: int
     timeout: float
+
+    @property
+    def tell_progress(self) -> bool:
+        """Whether they can: over gRPC only."""
+        return not any(url.startswith("http") for url in self.urls)
 
 
 def servers(
@@ -180,7 +187,7 @@ def restore(
     - `curl -s https://example.com/photo.jpg | diffbody restore - -o - > better.png`
     """
     from diffbody import files
-    from diffbody.cli.recipes import recipe
+    from diffbody.cli.recipes import by_bundle, by_pytorch, by_servers, recipe
     from diffbody.cli.report import Report
     from diffbody.cli.streams import standard_streams
     from diffbody.side_pictures import BEFORE_AFTER, INTERMEDIATES
@@ -210,9 +217,11 @@ def restore(
                 bars, len(plan.jobs), settings["num_inference_steps"], says.quiet or says.as_json or plan.single
             )
 
+            client = functools.cache(lambda: connect(remote, at_end))
+
             def load() -> RestoreFile:
                 if remote.urls:
-                    return load_client(remote, call, show.step, compare, at_end)
+                    return load_client(client(), remote.tell_progress, call, show.step, compare)
                 if model is None:
                     return with_side_pictures(load_bundle(folder, engines, call, show.step), side_pictures)
                 return with_side_pictures(load_reference(folder, engines.device, call, show.step), side_pictures)
@@ -221,10 +230,16 @@ def restore(
                 report.result(result)
                 show.done()
 
+            def made_by() -> Recipe:
+                if remote.urls:
+                    return recipe(call, outputs, by_servers(client().bundle()))
+                by = by_bundle(folder, engines.precision) if model is None else by_pytorch(folder)
+                return recipe(call, outputs, by)
+
             summary = files.run(
                 plan,
                 load,
-                lambda: recipe(call, outputs, None if remote.urls else folder, model is not None, engines.precision),
+                made_by,
                 files.Settings(
                     outputs.overwrite,
                     side_pictures,
@@ -359,29 +374,40 @@ def load_bundle(folder: Path, engines: EngineConfig, call: dict[str, Any], on_st
     return restore_picture
 
 
-def load_client(
-    remote: Servers, call: dict[str, Any], on_step: OnStep, compare: bool, at_end: ExitStack
-) -> RestoreFile:
-    """Restoring on servers.
+def connect(remote: Servers, at_end: ExitStack) -> Client:
+    """The client of servers.
 
     Args:
-        call: keyword arguments of `runtime.triton.client.Client.restore`.
-        compare: make the side picture of before and after.
         at_end: when it is closed, what is under way is cancelled, and the servers are left.
+
+    Raises:
+        UnavailableError: none of them answers.
     """
-    from diffbody.files import Job, Output
-    from diffbody.side_pictures import before_after
     from runtime.triton.client import Client, UnavailableError
 
     client = Client(ClientConfig(remote.urls, remote.timeout, concurrency=remote.concurrency, api_key=remote.api_key))
     at_end.callback(client.close)
     if not client.is_ready():
         raise UnavailableError(f"{', '.join(remote.urls)}: no server answers; start one with `diffbody serve`")
-    grpc = not any(url.startswith("http") for url in remote.urls)
+    return client
+
+
+def load_client(
+    client: Client, with_progress: bool, call: dict[str, Any], on_step: OnStep, compare: bool
+) -> RestoreFile:
+    """Restoring on servers.
+
+    Args:
+        with_progress: call `on_step`.
+        call: keyword arguments of `runtime.triton.client.Client.restore`.
+        compare: make the side picture of before and after.
+    """
+    from diffbody.files import Job, Output
+    from diffbody.side_pictures import before_after
 
     def restore_file(picture: Picture, job: Job) -> Output:
         # The file as it is: the server reads it as we do.
-        watch = (lambda done: on_step(done.step, done.steps)) if grpc else None
+        watch = (lambda done: on_step(done.step, done.steps)) if with_progress else None
         answer = client.restore(job.source, **call, on_progress=watch)
         made = {"before_after": before_after(picture.pixels, answer.picture.pixels)} if compare else {}
         return Output(answer.picture, made, answer.report.notices)

@@ -36,12 +36,12 @@ class Recipe:
 
     Attributes:
         settings: by name, values that JSON can hold.
-        model: a hash of the model; None where it is not known, as on a server.
+        model: what restored, such as a hash of the model.
         version: of this package.
     """
 
     settings: Mapping[str, Any]
-    model: str | None
+    model: str
     version: str
 
     def difference(self, other: Recipe) -> str | None:

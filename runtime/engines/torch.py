@@ -39,10 +39,12 @@ class TorchEngine(Engine):
         import torch
 
         from diffbody_ref.components import load_component
+        from diffbody_ref.libraries import silence_libraries
         from diffbody_ref.models.attention import set_attention
         from diffbody_ref.models.devices import cuda_is_usable
         from diffbody_ref.stages import STAGES, build_stage
 
+        silence_libraries()
         device = config.device
         if device == "auto":
             device = "cuda" if cuda_is_usable() else "cpu"

@@ -9,14 +9,11 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from diffbody_ref.ops.images import Picture, decode_image
 from runtime.triton.addresses import parse
 from runtime.triton.client_errors import (
     RESTRICTED,
@@ -28,8 +25,9 @@ from runtime.triton.client_errors import (
     UnreachableError,
     as_client_error,
 )
+from runtime.triton.client_messages import Answer, Image, SamplingProgress, read_answer, request_tensors
 from runtime.triton.config import ClientConfig
-from runtime.triton.connection import Connection
+from runtime.triton.connection import Connection, ServedBundle
 from runtime.triton.contract import (
     ANSWER,
     API_KEY_HEADER,
@@ -37,64 +35,24 @@ from runtime.triton.contract import (
     GRPC_HEADER_PREFIX,
     IMAGE,
     MODEL,
-    NUMPY,
     OUTPUT,
     PIXELS,
     PREVIEW,
     PREVIEW_EVERY,
     REPORT,
-    REQUEST,
     REQUEST_ID,
     STEP,
     STEPS,
     STREAM_MODEL,
-    TritonTensor,
 )
-from runtime.triton.messages import RestorationReport
 
 T = TypeVar("T")
-
-Image = bytes | Path | np.ndarray
-"""An encoded picture, the path of a picture file, or RGB as uint8 (H, W, 3)."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between tries; each pause is twice the last
 DEAD_SECONDS = 10.0  # how long a server that did not answer is left out, while there are others
 GRACE_SECONDS = 5.0  # beyond a deadline, in which the server may report it itself
 CLOSE_SECONDS = 5.0
 LEAVE_SECONDS = 1.0  # to ask for a cancellation, and again for the answer to what was cancelled
-
-
-@dataclass(frozen=True)
-class SamplingProgress:
-    """How far a restoration is.
-
-    Attributes:
-        step: number of steps done.
-        steps: number of steps in all.
-        preview: the picture so far (JPEG), where one was asked for.
-    """
-
-    step: int
-    steps: int
-    preview: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A server's answer.
-
-    Attributes:
-        image: the restored picture as the server encoded it.
-        report: what the server tells about its work.
-    """
-
-    image: bytes
-    report: RestorationReport
-
-    @property
-    def picture(self) -> Picture:
-        """The restored picture, decoded."""
-        return decode_image(self.image, "the server's answer")
 
 
 class AsyncClient:
@@ -201,6 +159,26 @@ class AsyncClient:
                     return True
         return False
 
+    async def bundle(self) -> ServedBundle:
+        """What the servers restore with; those that cannot be reached are passed over.
+
+        Raises:
+            InvalidRequestError: they restore with different bundles.
+            ClientError: none of them tells.
+        """
+        found: dict[ServedBundle, str] = {}
+        failure: ClientError = UnavailableError("no server")
+        for server in self.servers:
+            try:
+                found[await server.bundle(self._headers(server), self.config.timeout + GRACE_SECONDS)] = server.url
+            except Exception as error:
+                failure = self._failure(server, error)
+        if len(found) > 1:
+            raise InvalidRequestError(f"{' and '.join(found.values())} restore with different bundles")
+        if not found:
+            raise failure
+        return next(iter(found))
+
     def _choose(self, stream: bool) -> Connection:
         """The next server that is not dead, or the one that is dead for longest.
 
@@ -272,7 +250,7 @@ class AsyncClient:
                     return await self._stream(server, call, on_progress)
                 headers = self._headers(server)
                 result = await self._client(server).infer(MODEL, headers=headers, **call)
-                return _answer(*(result.as_numpy(tensor.name) for tensor in ANSWER))
+                return read_answer(*(result.as_numpy(tensor.name) for tensor in ANSWER))
         except (ClientError, asyncio.CancelledError):
             raise
         except Exception as error:
@@ -298,7 +276,7 @@ class AsyncClient:
             if error is not None:
                 raise error
             if (image := result.as_numpy(OUTPUT.name)) is not None:
-                answer = _answer(image, result.as_numpy(REPORT.name))
+                answer = read_answer(image, result.as_numpy(REPORT.name))
                 continue
             step, steps = (int(result.as_numpy(tensor.name).item()) for tensor in (STEP, STEPS))
             preview = result.as_numpy(PREVIEW.name)
@@ -396,6 +374,10 @@ class Client:
         """Whether at least one of the servers can answer."""
         return self._run(self._client.is_ready())
 
+    def bundle(self) -> ServedBundle:
+        """What the servers restore with; see `AsyncClient.bundle`."""
+        return self._run(self._client.bundle())
+
     def close(self) -> None:
         """Cancel what is under way, here and on the servers, and leave them. Who waits gets a `CancelledError`."""
         if not self._thread.is_alive():
@@ -425,47 +407,3 @@ class Client:
             raise
         finally:
             self._futures.discard(future)
-
-
-def request_tensors(image: Image, asked: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A call as the tensors of `contract.REQUEST`, by name.
-
-    Args:
-        image: the degraded picture.
-        asked: the other arguments of `AsyncClient.restore`.
-
-    Raises:
-        InvalidRequestError: an unknown name, or a value that its tensor cannot hold.
-    """
-    known = {tensor.argument: tensor for tensor in REQUEST if tensor not in (IMAGE, PIXELS)}
-    if unknown := asked.keys() - known.keys():
-        raise InvalidRequestError(f"unknown option {min(unknown)!r}; known are {', '.join(known)}")
-    tensors: dict[str, np.ndarray] = {}
-    if isinstance(image, np.ndarray):
-        tensors[PIXELS.name] = np.ascontiguousarray(image)
-    else:
-        data = image.read_bytes() if isinstance(image, Path) else image
-        tensors[IMAGE.name] = np.array([data], np.object_)
-    for name, value in asked.items():
-        if value is not None:
-            tensors[known[name].name] = _array(known[name], value)
-    return tensors
-
-
-def _array(tensor: TritonTensor, value: Any) -> np.ndarray:
-    """The value as an array of the tensor's dtype, (1,).
-
-    Raises:
-        InvalidRequestError: the tensor cannot hold the value exactly.
-    """
-    try:
-        array = np.array([value.encode() if isinstance(value, str) else value], NUMPY[tensor.dtype])
-        if isinstance(value, str) or array[0] == value or np.isnan(value):
-            return array
-    except (OverflowError, TypeError, ValueError):
-        pass
-    raise InvalidRequestError(f"{tensor.argument} cannot be {value!r}; its type is {tensor.dtype}")
-
-
-def _answer(image: np.ndarray, report: np.ndarray) -> Answer:
-    return Answer(bytes(image.reshape(-1)[0]), RestorationReport.from_json(report.reshape(-1)[0]))

@@ -8,8 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.triton.addresses import NO_PROXY_FOR_GRPC, Address
+from runtime.triton.contract import MODEL
 
 WAYS = ("send", "receive")
+
+
+@dataclass(frozen=True)
+class ServedBundle:
+    """What a server restores with.
+
+    Attributes:
+        sha256: of the bundle's manifest.
+        precision: of its graphs.
+    """
+
+    sha256: str
+    precision: str
 
 
 @dataclass
@@ -49,6 +63,21 @@ class Connection:
                 from tritonclient.http.aio import InferenceServerClient
             self.client = InferenceServerClient(self.address.host_and_port, **_arguments(self.address, timeout))
         return self.client
+
+    async def bundle(self, headers: dict[str, str], timeout: float) -> ServedBundle:
+        """What the server restores with.
+
+        Args:
+            headers: of the request.
+            timeout: see `open`.
+        """
+        client = self.open(timeout)
+        if self.protocol == "grpc":
+            answer = await client.get_model_config(MODEL, headers=headers, as_json=True)
+            parameters = answer["config"]["parameters"]
+        else:
+            parameters = (await client.get_model_config(MODEL, headers=headers))["parameters"]
+        return ServedBundle(*(parameters[name]["string_value"] for name in ("bundle_sha256", "precision")))
 
     async def close(self) -> None:
         """Leave the server."""

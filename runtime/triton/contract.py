@@ -239,6 +239,7 @@ class ModelParameters:
 
     Attributes:
         bundle: folder of the bundle.
+        bundle_sha256: of its manifest, which answers for all its files; clients ask what the server restores with.
         engine: engine kind that runs the stages.
         guidance: "engine" or "torch", what runs the gradient of eq. 6.
         device: "cpu" or "cuda".
@@ -254,6 +255,7 @@ class ModelParameters:
     """
 
     bundle: Path
+    bundle_sha256: str
     engine: str
     guidance: str
     device: str

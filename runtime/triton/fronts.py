@@ -42,7 +42,6 @@ from runtime.triton.errors import code_and_message, error_from_message
 from runtime.triton.messages import read_values
 from runtime.triton.models import Metric, read_parameters, respond_error, to_numpy
 from runtime.triton.request_notes import RequestNotes
-from runtime.triton.server_watch import end_with_server
 from runtime.triton.settings import Ticket
 
 MARGIN_SECONDS = 0.25  # by which an answer comes before the client's own clock ends, so that it arrives
@@ -82,7 +81,6 @@ class Front:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by the server, with the model's configuration."""
-        end_with_server()
         self.parameters = read_parameters(args)
         self.settings = Bundle.open(self.parameters.bundle, verify=False).manifest.settings
         self.notes = RequestNotes.of_this_server()

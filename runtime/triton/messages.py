@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from diffbody_ref.ops.formats import OUTPUT_SUFFIXES
 from diffbody_ref.ops.images import MAX_PIXELS, MIN_SIDE, Picture, decode_image
 from diffbody_ref.ops.metadata import Metadata
 from diffbody_ref.ops.noise import check_seed
@@ -34,7 +35,7 @@ from runtime.triton.contract import (
 MAX_PROMPT = 10_000  # characters; a notice tells what of them the text encoder did not read
 MAX_TEXT = 100  # characters of any other text, such as the name of a sampler
 MAX_FILE = 64 << 20  # bytes of an encoded picture
-FORMATS = ("png", "jpg", "webp")
+FORMATS = tuple(suffix.lstrip(".") for suffix in OUTPUT_SUFFIXES)
 
 
 @dataclass(frozen=True)

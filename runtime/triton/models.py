@@ -27,7 +27,6 @@ from runtime.triton.contract import AFTER, MODEL, MODELS, SETTINGS, SPAN, ErrorC
 from runtime.triton.errors import add_code, code_and_message, error_from_message
 from runtime.triton.heartbeats import Heartbeats
 from runtime.triton.request_notes import RequestNotes
-from runtime.triton.server_watch import end_with_server
 from runtime.triton.settings import Settings, Ticket
 
 
@@ -42,7 +41,6 @@ class Model:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by the server, with the model's configuration."""
-        end_with_server()
         self.name = args["model_name"]
         self.parameters = read_parameters(args)
         self.notes = RequestNotes.of_this_server()

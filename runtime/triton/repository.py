@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from string import Template
 
 from diffbody_ref.ops.files import replace_folder
-from runtime.bundle import Bundle
+from runtime.bundle import MANIFEST, Bundle
 from runtime.engines import EngineConfig
 from runtime.engines.pool import EnginePool
 from runtime.triton import pbtxt
@@ -53,6 +54,7 @@ def model_parameters(config: RepositoryConfig, bundle: Bundle) -> ModelParameter
     gpu = config.profile == "gpu"
     return ModelParameters(
         bundle=bundle.folder.resolve(),
+        bundle_sha256=hashlib.sha256((bundle.folder / MANIFEST).read_bytes()).hexdigest(),
         engine="tensorrt" if gpu else "onnxruntime",
         guidance=config.guidance or ("torch" if gpu else "engine"),
         device="cuda" if gpu else "cpu",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import resource
@@ -20,6 +19,7 @@ from typing import Self
 from runtime.triton import addresses
 from runtime.triton.config import ServerConfig
 from runtime.triton.contract import AT_WORK_METRIC, WAITING_METRIC
+from runtime.triton.guardian import Guardian
 from runtime.triton.probe import probe
 from runtime.triton.request_notes import FOLDER_VARIABLE
 from runtime.triton.run_folder import RunFolder, sweep
@@ -67,6 +67,7 @@ class Server:
         self.last_error = ""
         self._run_folder, self._leave_run_folder = run_folder, run_folder is not None
         self._ready = False
+        self._guardian: Guardian | None = None
         self._model_processes: set[int] = set()
 
     @property
@@ -134,6 +135,9 @@ class Server:
         assert self._run_folder is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # the models as well, should any be left
+        if self._guardian is not None:
+            self._guardian.dismiss()
+            self._guardian = None
         self.process.wait()
         self._ready = False
         self._run_folder.remove_shared_memory()
@@ -195,6 +199,7 @@ class Server:
             start_new_session=True,  # so that Ctrl-C reaches the launcher only
             preexec_fn=_prepare_child,
         )
+        self._guardian = Guardian(self.process.pid)
         threading.Thread(target=self._read_log, args=(self.process,), daemon=True).start()
 
     def _read_log(self, process: subprocess.Popen[str]) -> None:
@@ -254,10 +259,5 @@ def _children(pid: int) -> set[int]:
 
 
 def _prepare_child() -> None:
-    """Have this process killed when the launcher dies, in whatever way (Linux); called in the child.
-
-    A crash writes no core file: it would hold the pictures of clients, and gigabytes.
-    """
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    """Called in the child. A crash writes no core file: it would hold the pictures of clients, and gigabytes."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 from diffbody_ref.ops.images import decode_image
-from runtime.triton.client import Answer, AsyncClient, Client, ClientConfig, SamplingProgress
+from runtime.triton.client import AsyncClient, Client, ClientConfig
+from runtime.triton.client_messages import Answer, SamplingProgress
 from runtime.triton.server import Server
 from tests.serving.common import LONG, PERSON, metric, wait_in_flight
 from tests.waiting import wait_until

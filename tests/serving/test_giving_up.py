@@ -15,14 +15,13 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from runtime.triton.client import (
-    Answer,
     AsyncClient,
     Client,
     ClientConfig,
     DeadlineError,
     UnavailableError,
-    request_tensors,
 )
+from runtime.triton.client_messages import Answer, request_tensors
 from runtime.triton.contract import AT_WORK_METRIC, CANCEL_MODEL, MODEL, REQUEST_ID, STEPS_METRIC, WAITING_METRIC
 from runtime.triton.server import Server
 from tests.serving.common import LONG, PERSON, metric, wait_idle, wait_in_flight

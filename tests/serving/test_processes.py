@@ -178,6 +178,10 @@ def test_the_command_serves_and_restores(tmp_path: Path, restorer: Restorer) -> 
             found = read_image(tmp_path / "out" / f"{name}.restored.png")
             np.testing.assert_array_equal(found.pixels, wanted.pixels)
             assert (tmp_path / "out" / f"{name}.restored_before_after.png").is_file()
+        # What servers have made with a bundle is what this program makes with it.
+        here = [part for part in command if part not in ("--url", address)]
+        done = subprocess.run(here, capture_output=True, text=True)
+        assert "restored 0, skipped 2" in done.stdout, done.stderr
         interrupt(serve, address, tmp_path / "interrupted")
         serve.process.send_signal(signal.SIGINT)
         assert ends(serve) == 0

@@ -11,7 +11,6 @@ import triton_python_backend_utils as pb_utils
 from runtime.triton.contract import OK, REQUEST_ID
 from runtime.triton.models import read_tensors, respond_error
 from runtime.triton.request_notes import RequestNotes
-from runtime.triton.server_watch import end_with_server
 
 
 class TritonPythonModel:
@@ -19,7 +18,6 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by the server."""
-        end_with_server()
         self.notes = RequestNotes.of_this_server()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

@@ -13,7 +13,6 @@ from runtime.triton.errors import BusyError
 from runtime.triton.heartbeats import Heartbeats
 from runtime.triton.models import read_parameters, respond_error
 from runtime.triton.request_notes import RequestNotes
-from runtime.triton.server_watch import end_with_server
 
 
 class TritonPythonModel:
@@ -21,7 +20,6 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by the server."""
-        end_with_server()
         self.stall_seconds = read_parameters(args).stall_seconds
         self.heartbeats = Heartbeats(RequestNotes.of_this_server().folder)
 
