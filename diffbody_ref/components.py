@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffbody_ref.models import parts, pose, regression, swinir
 from diffbody_ref.models.control import ControlBranch
-from diffbody_ref.models.text import build_text_encoder, build_tokenizer
+from diffbody_ref.models.text import PAD_TOKENS, build_text_encoder, build_tokenizer
 from diffbody_ref.models.unet import build_unet
 from diffbody_ref.models.vae import build_vae
 from diffbody_ref.ops.files import replace_folder
@@ -60,7 +60,7 @@ BUILDERS: dict[str, Callable[[str], Any]] = {
     ),
     "pose": lambda preset: pose.PoseEstimator({"sd21": pose.SD21_POSE, "nano": pose.NANO_POSE}[preset]),
     "parts": lambda preset: parts.PartNet(_sized(parts, preset)),
-    "tokenizer": build_tokenizer,
+    "tokenizer": lambda preset: build_tokenizer(PAD_TOKENS[preset]),
     "text_encoder": build_text_encoder,
     "vae": build_vae,
     "unet": build_unet,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -132,14 +133,17 @@ def test_an_engine_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         EnginePool(bundle, EngineConfig(engine="reference")).infer("text_encoder", {})
 
 
-def test_a_checkpoint_source(follow: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_checkpoint_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffbody_ref.components import load_component
-    from diffbody_ref.weights.importers import READERS, import_file
+    from diffbody_ref.weights import importing
 
-    follow("A checkpoint source", READERS)
+    (tmp_path / "trainer_source.py").write_text(recipe("A checkpoint source"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(importing, "SOURCES", (*importing.SOURCES, importlib.import_module("trainer_source")))
     state = load_component(NANO_FOLDER, "swinir").state_dict()
     save_file({f"net_g.{name}": value.contiguous() for name, value in state.items()}, tmp_path / "net.safetensors")
-    assert import_file("swinir", tmp_path / "net.safetensors", tmp_path / "out") == ["swinir"]
+    (row,) = importing.import_checkpoints(tmp_path / "out", [tmp_path / "net.safetensors"])
+    assert (row.component, row.source) == ("swinir", "BasicSR trainer")
     found = load_component(tmp_path / "out", "swinir").state_dict()
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], value) for name, value in state.items())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffbody_ref.models.text import build_text_encoder, build_tokenizer, prompt_tokenizer
+from diffbody_ref.models.text import OPEN_CLIP_PAD, build_text_encoder, build_tokenizer, prompt_tokenizer
 from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.ops.images import Picture, read_image
 from diffbody_ref.ops.prompts import MAX_CHUNKS, NEGATIVE_UNUSED, PromptTokenizer, prompt_notices
@@ -29,7 +29,7 @@ LONG = "a young woman with short brown hair, round glasses, a red coat, blue jea
 
 @pytest.fixture(scope="module")
 def split() -> PromptTokenizer:
-    return prompt_tokenizer(build_tokenizer("sd21"), build_text_encoder("nano"))
+    return prompt_tokenizer(build_tokenizer(OPEN_CLIP_PAD), build_text_encoder("nano"))
 
 
 @pytest.fixture(scope="module")

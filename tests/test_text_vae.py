@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from diffbody_ref.models.text import build_text_encoder, build_tokenizer, encode_prompt
+from diffbody_ref.components import build_component
+from diffbody_ref.models.text import PAD_TOKENS, build_text_encoder, build_tokenizer, encode_prompt, save_tokenizer
 from diffbody_ref.models.vae import build_vae, decode, encode_mode
 
 
@@ -28,21 +29,24 @@ from diffbody_ref.models.vae import build_vae, decode, encode_mode
     ],
 )
 def test_tokenizer_is_clips(text: str, ids: list[int]) -> None:
-    assert build_tokenizer("nano")(text).input_ids == ids
+    assert build_tokenizer()(text).input_ids == ids
 
 
 @pytest.mark.parametrize(("preset", "pad"), [("sd21", 0), ("nano", 49407)])
 def test_padding_is_the_text_encoders(tmp_path: Path, preset: str, pad: int) -> None:
     """Every position's embedding conditions the U-Net, so the id after the end matters: OpenCLIP's is 0."""
-    build_tokenizer(preset).save_pretrained(tmp_path)
-    for tokenizer in (build_tokenizer(preset), CLIPTokenizer.from_pretrained(tmp_path)):
+    token = PAD_TOKENS[preset]
+    build_tokenizer(token).save_pretrained(tmp_path / "theirs")
+    save_tokenizer(build_tokenizer(token), tmp_path / "ours")
+    saved = (CLIPTokenizer.from_pretrained(tmp_path / name) for name in ("theirs", "ours"))
+    for tokenizer in (build_component("tokenizer", preset), *saved):
         ids = tokenizer("a cat", padding="max_length").input_ids
         assert ids == [49406, 320, 2368, 49407] + [pad] * 73
 
 
 def test_prompts_are_padded_to_the_longest() -> None:
     torch.manual_seed(0)
-    tokenizer, encoder = build_tokenizer("nano"), build_text_encoder("nano").eval()
+    tokenizer, encoder = build_tokenizer(), build_text_encoder("nano").eval()
     embedded = encode_prompt(tokenizer, encoder, ["a woman in a red coat", "word " * 200, ""])
     assert embedded.shape == (3, 3 * 77, 64)  # 200 tokens are 75 + 75 + 50
     assert torch.isfinite(embedded).all()

@@ -11,7 +11,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from diffbody_ref.components import build_component, load_component
-from diffbody_ref.models.text import TOKENIZER_FOLDER, build_tokenizer, save_tokenizer, write_vocabulary
+from diffbody_ref.models.text import OPEN_CLIP_PAD, TOKENIZER_FOLDER, build_tokenizer, save_tokenizer, write_vocabulary
 from diffbody_ref.ops.builtin import NANO_FOLDER
 from diffbody_ref.pipeline import DiffBodyPipeline
 from diffbody_ref.training.release import release
@@ -73,14 +73,14 @@ def test_what_is_saved_is_read_as_it_was(published: Path, tmp_path: Path) -> Non
 
 
 def test_tokens_beyond_the_vocabulary_are_kept(tmp_path: Path) -> None:
-    tokenizer = build_tokenizer("sd21")
+    tokenizer = build_tokenizer(OPEN_CLIP_PAD)
     tokenizer.add_tokens(["<my-coat>"])
     save_tokenizer(tokenizer, tmp_path)
     assert CLIPTokenizer.from_pretrained(tmp_path)("a <my-coat>").input_ids == [49406, 320, 49408, 49407]
 
 
 def test_nanos_tokenizer_is_saved_in_its_own_files(tmp_path: Path) -> None:
-    save_tokenizer(build_tokenizer("nano"), tmp_path)
+    save_tokenizer(build_tokenizer(), tmp_path)
     for path in TOKENIZER_FOLDER.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
@@ -110,7 +110,7 @@ def test_a_bundle_reads_prompts_as_transformers_does(published: Path, tmp_path: 
 
 
 def test_another_vocabulary_beside_the_one_file_is_replaced(tmp_path: Path) -> None:
-    tokenizer = build_tokenizer("sd21")
+    tokenizer = build_tokenizer(OPEN_CLIP_PAD)
     (tmp_path / "vocab.json").write_text('{"a": 0}')
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
     write_vocabulary(tokenizer, tmp_path)

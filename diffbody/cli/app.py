@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from diffbody.cli import bundles, data, evaluation, restore, serving, training
+from diffbody.cli import bundles, data, evaluation, importing, restore, serving, training
 from diffbody.cli.console import INTERRUPTED, plain_output, require, user_errors
 from diffbody_ref import __version__
 
@@ -76,7 +76,7 @@ EVALUATION = ("skimage", "scipy", "matplotlib", *REFERENCE)
 app.command(no_args_is_help=True)(restore.restore)
 app.command(no_args_is_help=True)(needing(*TRAINING)(training.train))
 app.command("train-all", no_args_is_help=True)(needing(*SYNTHESIS, *EVALUATION, *TRAINING)(training.train_all))
-app.command("import", no_args_is_help=True)(needing(*REFERENCE)(training.import_checkpoints))
+app.command("import", no_args_is_help=True)(needing(*REFERENCE)(importing.import_checkpoints))
 app.command(no_args_is_help=True)(needing(*REFERENCE)(training.release))
 app.command(no_args_is_help=True)(needing(*SYNTHESIS)(data.synth))
 app.command(no_args_is_help=True)(data.clean)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -150,51 +150,6 @@ def train_all(
     with progress_bar("starting") as show:
         for line in train_everything(plan, stages, show, *(() if call_minutes is None else (call_minutes,))):
             print(line, flush=True)
-
-
-def _checkpoint(source: str, metavar: str = "FILE") -> Any:
-    return typer.Option(help=source, metavar=metavar, show_default=False)
-
-
-def import_checkpoints(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Pipeline folder that training starts from.")],
-    stable_diffusion: Annotated[
-        Path | None,
-        _checkpoint("Stable Diffusion 2.1-base in diffusers' layout, with unet, vae and text_encoder.", "FOLDER"),
-    ] = None,
-    control: Annotated[
-        Path | None, _checkpoint("DiffBIR's ControlNet: v1_general.pth, or general_full_v1.ckpt.")
-    ] = None,
-    swinir: Annotated[
-        Path | None, _checkpoint("DiffBIR's SwinIR: general_swinir_v1.ckpt, or general_full_v1.ckpt.")
-    ] = None,
-    parts: Annotated[Path | None, _checkpoint("BPBReID with HRNet-W32 or ResNet-50.")] = None,
-    pose: Annotated[
-        Path | None, _checkpoint("RTMPose-l of 133 keypoints at 384x288, DWPose's or mmpose's: a .pth file.")
-    ] = None,
-    pose_detector: Annotated[Path | None, _checkpoint("YOLOX-l: yolox_l.pth.")] = None,
-) -> None:
-    """Bring public checkpoints into a pipeline folder, to train from. Files are loaded without running their code.
-
-    Networks that are not given stay as they are in OUT. Those that are missing there are trained from nothing, or must
-    be trained first.
-
-    Example:
-
-    - `diffbody import runs/paper/pipeline --stable-diffusion stable-diffusion-2-1-base --control v1_general.pth`
-    """
-    files = {"control": control, "swinir": swinir, "parts": parts, "pose": pose, "pose_detector": pose_detector}
-    given = {name: path for name, path in files.items() if path is not None}
-    if stable_diffusion is None and not given:
-        raise ValueError("nothing to import: give at least one checkpoint, see `diffbody import --help`")
-    from diffbody_ref.weights.importers import import_file, import_stable_diffusion
-
-    if stable_diffusion is not None:
-        for name in import_stable_diffusion(stable_diffusion, out):
-            print(f"imported {out / name}")
-    for name, path in given.items():
-        import_file(name, path, out)
-        print(f"imported {out / name}")
 
 
 def release(

@@ -26,7 +26,9 @@ class SwinIRConfig:
     """The configuration of SwinIR; the defaults are DiffBIR's.
 
     Attributes:
-        unshuffle: side in pixels of a cell of the transformer's grid, a power of 2.
+        unshuffle: side of a cell of the transformer's grid in pixels of the (shrunk) picture, a power of 2.
+        shrink: factor by which the picture is averaged down first, a power of 2. The upstream networks for real
+            pictures enlarge their input by 2 or 4; shrunk by as much, a picture comes out at its own size.
         embed_dim: channels of the transformer.
         depths: number of layers in each group.
         num_heads: number of attention heads in each group.
@@ -39,6 +41,8 @@ class SwinIRConfig:
             arXiv:1707.02921). With them a small network learns local filters many times faster than with attention,
             whose layer norms hide the strength of a feature.
         global_residual: add the input to the output, so that training starts from the identity.
+        bottleneck: end each group with three convolutions through a quarter of the channels, as upstream's large
+            networks do, in place of one.
         mirror_average: in evaluation mode, average the results for the picture and for its mirror image: the
             self-ensemble of EDSR and SwinIR+ with one flip. It doubles the time for a few hundredths of a decibel.
 
@@ -47,6 +51,7 @@ class SwinIRConfig:
     """
 
     unshuffle: int = 8
+    shrink: int = 1
     embed_dim: int = 180
     depths: tuple[int, ...] = (6,) * 8
     num_heads: tuple[int, ...] = (6,) * 8
@@ -56,11 +61,15 @@ class SwinIRConfig:
     num_feat: int = 64
     refine_blocks: int = 0
     global_residual: bool = False
+    bottleneck: bool = False
     mirror_average: bool = False
 
     def __post_init__(self) -> None:
-        if self.unshuffle < 2 or self.unshuffle & (self.unshuffle - 1):
-            raise ValueError(f"unshuffle is {self.unshuffle}; it must be a power of 2 of at least 2")
+        for name in ("unshuffle", "shrink"):
+            if getattr(self, name) < 1 or getattr(self, name) & (getattr(self, name) - 1):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a power of 2")
+        if self.bottleneck and self.global_residual:
+            raise ValueError("bottleneck and global_residual cannot be combined")
         if self.upsampler not in UPSAMPLERS:
             raise ValueError(f"unknown upsampler {self.upsampler!r}, choose one of {', '.join(UPSAMPLERS)}")
         if len(self.depths) != len(self.num_heads):
@@ -90,15 +99,14 @@ class SwinIR(ConfiguredModel):
         super().__init__(config)
         channels, width = 3 * config.unshuffle**2, config.num_feat
         self.register_buffer("mean", torch.tensor([0.4488, 0.4371, 0.4040]).view(1, 3, 1, 1), persistent=False)
-        self.conv_first = nn.Sequential(
-            nn.PixelUnshuffle(config.unshuffle), nn.Conv2d(channels, config.embed_dim, 3, padding=1)
-        )
+        cells = nn.PixelUnshuffle(config.unshuffle) if config.unshuffle > 1 else nn.Identity()
+        self.conv_first = nn.Sequential(cells, nn.Conv2d(channels, config.embed_dim, 3, padding=1))
         self.patch_embed = _Normed(config.embed_dim)
         self.layers = nn.ModuleList(
             ResidualGroup(config, depth, heads) for depth, heads in zip(config.depths, config.num_heads, strict=True)
         )
         self.norm = nn.LayerNorm(config.embed_dim)
-        self.conv_after_body = nn.Conv2d(config.embed_dim, config.embed_dim, 3, padding=1)
+        self.conv_after_body = _group_end(config)
         self.refine = nn.Sequential(*(ResidualConvs(config.embed_dim) for _ in range(config.refine_blocks)))
         if config.upsampler == "nearest+conv":
             self.conv_before_upsample = nn.Sequential(nn.Conv2d(config.embed_dim, width, 3, padding=1), nn.LeakyReLU())
@@ -107,16 +115,17 @@ class SwinIR(ConfiguredModel):
             self.conv_hr = nn.Conv2d(width, width, 3, padding=1)
             self.conv_last = last = nn.Conv2d(width, 3, 3, padding=1)
         else:
-            last = nn.Conv2d(config.embed_dim, channels, 3, padding=1)
-            self.upsample = nn.Sequential(last, nn.PixelShuffle(config.unshuffle))
+            factor = config.unshuffle * config.shrink
+            last = nn.Conv2d(config.embed_dim, 3 * factor**2, 3, padding=1)
+            self.upsample = nn.Sequential(last, nn.PixelShuffle(factor))
         if config.global_residual:
-            for layer in (self.conv_after_body, last):
+            for layer in (self.conv_after_body, last):  # one convolution each
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
     @property
     def _doublings(self) -> int:
-        return int(math.log2(self.settings.unshuffle))
+        return int(math.log2(self.settings.unshuffle * self.settings.shrink))
 
     def forward(self, pictures: Tensor) -> Tensor:
         if self.training or not self.settings.mirror_average:
@@ -125,9 +134,9 @@ class SwinIR(ConfiguredModel):
 
     def _restore(self, pictures: Tensor) -> Tensor:
         height, width = pictures.shape[-2:]
-        multiple = self.settings.unshuffle * self.settings.window_size
+        multiple = self.settings.shrink * self.settings.unshuffle * self.settings.window_size
         padded = _pad_to_multiple(pictures, multiple) - self.mean.to(pictures)
-        shallow = self.conv_first(padded)
+        shallow = self.conv_first(F.avg_pool2d(padded, self.settings.shrink) if self.settings.shrink > 1 else padded)
         x = self._to_pixels(self.refine(self.conv_after_body(self._body(shallow)) + shallow))
         if self.settings.global_residual:
             x = x + padded
@@ -178,7 +187,7 @@ class ResidualGroup(nn.Module):
         shifts = [0 if i % 2 == 0 else config.window_size // 2 for i in range(depth)]
         self.residual_group = nn.Module()
         self.residual_group.blocks = nn.ModuleList(SwinBlock(config, heads, shift) for shift in shifts)
-        self.conv = nn.Conv2d(config.embed_dim, config.embed_dim, 3, padding=1)
+        self.conv = _group_end(config)
         self.gradient_checkpointing = False  # set with the function below by diffusers' enable_gradient_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,6 +196,20 @@ class ResidualGroup(nn.Module):
             recompute = self.gradient_checkpointing and torch.is_grad_enabled()
             y = self._gradient_checkpointing_func(block, y) if recompute else block(y)
         return self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + x
+
+
+def _group_end(config: SwinIRConfig) -> nn.Module:
+    """What ends a group of layers: one convolution, or three through a bottleneck. (B, C, H, W)."""
+    width = config.embed_dim
+    if not config.bottleneck:
+        return nn.Conv2d(width, width, 3, padding=1)
+    return nn.Sequential(
+        nn.Conv2d(width, width // 4, 3, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(width // 4, width // 4, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(width // 4, width, 3, padding=1),
+    )
 
 
 class SwinBlock(nn.Module):

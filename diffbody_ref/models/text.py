@@ -38,7 +38,8 @@ CONFIGS: dict[str, dict] = {
 }
 
 # OpenCLIP pads with id 0, which is "!" in this vocabulary; CLIP pads with its end token.
-PAD_TOKENS = {"sd21": "!", "nano": "<|endoftext|>"}
+OPEN_CLIP_PAD, CLIP_PAD = "!", "<|endoftext|>"
+PAD_TOKENS = {"sd21": OPEN_CLIP_PAD, "nano": CLIP_PAD}
 
 
 def build_text_encoder(preset: str) -> CLIPTextModel:
@@ -46,9 +47,13 @@ def build_text_encoder(preset: str) -> CLIPTextModel:
     return CLIPTextModel(CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **CONFIGS[preset]))
 
 
-def build_tokenizer(preset: str) -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer, from the vocabulary in this package, with a preset's padding."""
-    return CLIPTokenizer.from_pretrained(TOKENIZER_FOLDER, pad_token=PAD_TOKENS[preset])
+def build_tokenizer(pad_token: str = CLIP_PAD) -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer, from the vocabulary in this package.
+
+    Args:
+        pad_token: what fills short prompts up: the text encoder's, see `PAD_TOKENS`.
+    """
+    return CLIPTokenizer.from_pretrained(TOKENIZER_FOLDER, pad_token=pad_token)
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
