@@ -186,7 +186,7 @@ def test_a_bundle_restores_as_the_pipeline(lacking: tuple[str, ...], tmp_path: P
     pipeline = DiffBodyPipeline.from_pretrained(NANO_FOLDER, **{components.get(n, n): None for n in lacking})
     assert pipeline.geometry == manifest.geometry
     person = read_image(SAMPLE)
-    call: dict[str, Any] = {"num_inference_steps": 4, "body_guidance_scale": 3.0}
+    call: dict[str, Any] = {"num_inference_steps": 2, "body_guidance_scale": 3.0}
     wanted = pipeline(person, **call, output_type="np", return_intermediates=True)
     found = restorer.restore(person, **call)
     # Graphs agree with networks to 1e-5 of what they make.

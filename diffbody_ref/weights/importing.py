@@ -19,6 +19,7 @@ import torch
 
 from diffbody_ref.components import load_component
 from diffbody_ref.libraries import silence_libraries
+from diffbody_ref.models.control import with_parts
 from diffbody_ref.models.parts import PartNet
 from diffbody_ref.models.text import save_tokenizer
 from diffbody_ref.ops.files import replace_folder
@@ -27,7 +28,7 @@ from diffbody_ref.weights import schedules
 from diffbody_ref.weights.checkpoint import Checkpoint, open_checkpoint
 from diffbody_ref.weights.found import Found, Imported, Source
 from diffbody_ref.weights.provenance import Provenance, Row
-from diffbody_ref.weights.sources import SOURCES, diffbir, folders, tiny_autoencoder
+from diffbody_ref.weights.sources import SOURCES, folders, tiny_autoencoder
 
 SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".onnx")  # of files in a folder of downloads
 INDEX = "model_index.json"
@@ -219,7 +220,7 @@ class _Import:
         if isinstance(network, PartNet):
             self.parts = network.part_count
         if name == "control":
-            network = diffbir.for_parts(network, self._part_count(network))
+            network = with_parts(network, self._part_count(network))
         network = self._merged(name, network, updates)
         if name == "unet" and self.measures:
             self.predicts_noise = schedules.predicts_noise(network)

@@ -76,20 +76,3 @@ def _same_encoder(checkpoint: Checkpoint) -> dict[str, str]:
         if name not in own or not torch.equal(tensor, own[name]):
             raise ValueError(f"{checkpoint.path}: {ENCODER}{name} is not the autoencoder's; DiffBody has one encoder")
     return {ENCODER + name: "a copy of the autoencoder's" for name in theirs}
-
-
-def for_parts(branch: ControlBranch, count: int) -> ControlBranch:
-    """The branch for a part network of `count` parts: inputs that DiffBIR does not have are zero for any number."""
-    if branch.config["part_count"] == count:
-        return branch
-    weight = branch.controlnet_cond_embedding.weight.data
-    latent = branch.config["in_channels"]
-    if torch.count_nonzero(weight[:, latent:]):
-        raise ValueError(
-            f"the control branch was trained with {branch.config['part_count']} parts, the part network has {count}"
-        )
-    resized = without_weights(lambda: ControlBranch.from_config({**branch.config, "part_count": count}))
-    condition = weight.new_zeros(resized.controlnet_cond_embedding.weight.shape)
-    condition[:, :latent] = weight[:, :latent]
-    resized.load_state_dict({**branch.state_dict(), "controlnet_cond_embedding.weight": condition}, assign=True)
-    return resized
