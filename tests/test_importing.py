@@ -23,7 +23,10 @@ from diffbody_ref.models.parts import NANO as NANO_PARTS
 from diffbody_ref.models.parts import PartNet
 from diffbody_ref.models.swinir import SwinIR, SwinIRConfig
 from diffbody_ref.models.text import build_tokenizer, encode_prompt
-from diffbody_ref.weights import import_checkpoints
+from diffbody_ref.models.unet import CONFIGS as UNETS
+from diffbody_ref.weights import import_checkpoints, ldm
+from diffbody_ref.weights.checkpoint import Checkpoint
+from diffbody_ref.weights.sources import diffbir, swinir
 from tests import layouts
 
 WIDTHS = (64, 64)  # Stable Diffusion's norms have 32 groups, and 2.x's attention heads 64 channels
@@ -119,6 +122,35 @@ def test_stable_diffusion_in_one_file(tmp_path: Path, version: int, suffix: str)
     assert text.config.hidden_act == ("gelu" if version == 2 else "quick_gelu")
     assert vae.config.scaling_factor == 0.18215
     assert load_component(out, "scheduler").config.prediction_type == "epsilon"
+
+
+def test_full_sizes_come_from_shapes() -> None:
+    """Of the published networks: Stable Diffusion 1.5's and 2.1-base's networks, DiffBIR's."""
+    sd15 = {"attention_head_dim": 8, "cross_attention_dim": 768, "use_linear_projection": False}
+    with torch.device("meta"):
+        for settings in ({}, sd15):
+            wide = {**UNETS["sd21"], "use_linear_projection": True, **settings}
+            unet = UNet2DConditionModel(**wide)
+            state = layouts.unet_layout(unet.state_dict(), 2)
+            again = UNet2DConditionModel(**ldm.unet_config(state))
+            assert shapes(again) == shapes(unet)
+            assert sum(p.numel() for p in again.parameters()) == (865_910_724 if not settings else 859_520_964)
+            heads = wide["attention_head_dim"]
+            assert again.config.attention_head_dim == (heads if isinstance(heads, tuple) else (heads,) * 4)
+        vae, text = build_component("vae", "sd21"), build_component("text_encoder", "sd21")
+        again = AutoencoderKL(**ldm.vae_config(layouts.vae_layout(vae.state_dict(), 4)))
+        assert shapes(again) == shapes(vae)
+        config = ldm.text_config(layouts.open_clip_layout(text.state_dict()))
+        assert {name: text.config.to_dict()[name] for name in config} == config
+        branch = ControlBranch.from_unet(UNet2DConditionModel(**UNETS["sd21"], use_linear_projection=True), 5)
+        (found,) = diffbir.detect(Checkpoint(Path("v1_general.pth"), layouts.diffbir_layout(branch)))
+        assert found.what == "control branch of 320 channels, reads z_t and z_r"
+        (found,) = swinir.detect(Checkpoint(Path("swinir.ckpt"), layouts.swinir_layout(SwinIR(SwinIRConfig()))))
+        assert SwinIRConfig(**found.config["sizes"]) == SwinIRConfig()
+
+
+def shapes(network: torch.nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
 @pytest.mark.parametrize("version", [1, 2])
