@@ -91,8 +91,7 @@ def load_component(folder: Path, name: str, dtype: torch.dtype = torch.float32) 
     """
     if not (folder / name).is_dir():
         raise FileNotFoundError(f"{folder}: no component {name!r} there; train or import it first")
-    graph = name in GRAPH_CLASSES and (folder / name / GRAPH).is_file()
-    kind = GRAPH_CLASSES[name] if graph else COMPONENT_CLASSES[name]
+    kind = component_class(folder, name)
     try:
         if name == "scheduler":
             return load_scheduler(folder / name)
@@ -103,6 +102,12 @@ def load_component(folder: Path, name: str, dtype: torch.dtype = torch.float32) 
         raise
     except Exception as error:  # what the libraries raise for a broken file has no common class
         raise ValueError(f"{folder / name}: no {kind.__name__}: {_one_line(error)}") from error
+
+
+def component_class(folder: Path, name: str) -> type[Any]:
+    """The class of the component in `folder/name`."""
+    graph = name in GRAPH_CLASSES and (folder / name / GRAPH).is_file()
+    return GRAPH_CLASSES[name] if graph else COMPONENT_CLASSES[name]
 
 
 def read_settings(folder: Path) -> ModelSettings:
