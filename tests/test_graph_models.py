@@ -97,7 +97,8 @@ def test_a_stage_of_a_graph_is_exported(pipe: DiffBodyPipeline, folder: Path, tm
     shutil.copytree(folder / name, model / name)
     path = export_onnx(stage, model / f"{name}.float32.onnx", WeightStore(model))
     graph = onnx.load(path, load_external_data=False).graph
-    assert sum(len(tensor.raw_data) for tensor in graph.initializer) < 1 << 16  # weights are kept once, beside it
+    # Weights are kept once, beside it; suppression has a matrix of 256 KiB.
+    assert sum(len(tensor.raw_data) for tensor in graph.initializer) < 300_000
     signature = stage.signature
     entry = StageEntry(signature.inputs, signature.outputs, signature.sizes, {})
     engine = OnnxRuntimeEngine(entry, path)
