@@ -14,7 +14,8 @@ from diffbody_ref.models.graphs import GraphModel
 from diffbody_ref.stages import BoundStage
 from diffbody_ref.stages.base import Signature, Stage, uniform
 
-NETWORK = "network/"  # prefix of the names in the network's own graph
+FOUND = "found/"  # prefix of the network's outputs
+REST = "rest/"  # prefix of the names inside of the graph around it
 
 
 def graph_around(
@@ -28,16 +29,23 @@ def graph_around(
         trace: makes the graph of a stage that PyTorch runs.
     """
     rest = trace(_rest_of(stage, network))
-    inner = onnx.compose.add_prefix(network.load(), NETWORK, rename_inputs=False)
+    rest = onnx.compose.add_prefix(rest, REST, rename_inputs=False, rename_outputs=False)
+    inner = onnx.ModelProto()
+    inner.CopyFrom(network.load())
     inner.ir_version = rest.ir_version
-    outputs = [value.name for value in inner.graph.output]
-    return onnx.compose.merge_models(inner, rest, io_map=[(name, name) for name in outputs])
+    # Not by `add_prefix`, which forgets what a graph inside of a node reads from outside of it.
+    names = {value.name: f"{FOUND}{value.name}" for value in inner.graph.output}
+    for value in inner.graph.output:
+        value.name = names[value.name]
+    for node in inner.graph.node:
+        node.output[:] = [names.get(name, name) for name in node.output]
+    return onnx.compose.merge_models(inner, rest, io_map=[(name, name) for name in names.values()])
 
 
 def _rest_of(stage: BoundStage, network: GraphModel) -> BoundStage:
     """What a stage does with its other inputs and the network's outputs."""
     whole, (_, made) = stage.signature, network.settings.tensors()
-    outputs = tuple(dataclasses.replace(spec, name=f"{NETWORK}{spec.name}") for spec in made)
+    outputs = tuple(dataclasses.replace(spec, name=f"{FOUND}{spec.name}") for spec in made)
     inputs = (*outputs, *whole.inputs[1:])
     draw = {spec.name: whole.draw.get(spec.name, uniform) for spec in inputs}
     signature = Signature(inputs, whole.outputs, whole.sizes, draw)

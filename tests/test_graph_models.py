@@ -96,7 +96,9 @@ def test_a_stage_of_a_graph_is_exported(pipe: DiffBodyPipeline, folder: Path, tm
     model = tmp_path / "model"
     shutil.copytree(folder / name, model / name)
     path = export_onnx(stage, model / f"{name}.float32.onnx", WeightStore(model))
-    assert path.stat().st_size < 0.2 * (folder / name / "model.safetensors").stat().st_size  # weights are kept once
+    graph = onnx.load(path, load_external_data=False).graph
+    # Weights are kept once, beside it; suppression has a matrix of 256 KiB.
+    assert sum(len(tensor.raw_data) for tensor in graph.initializer) < 300_000
     signature = stage.signature
     entry = StageEntry(signature.inputs, signature.outputs, signature.sizes, {})
     engine = OnnxRuntimeEngine(entry, path)

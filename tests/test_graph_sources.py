@@ -18,6 +18,7 @@ from diffbody_ref.models.pose import PersonDetector, PoseEstimator
 from diffbody_ref.ops.pose import decode_boxes
 from diffbody_ref.weights.checkpoint import open_checkpoint
 from diffbody_ref.weights.found import Imported
+from diffbody_ref.weights.importing import import_checkpoints
 from diffbody_ref.weights.sources import SOURCES, graphs
 from tests.published_pose import RtmPose, Yolox, randomise
 
@@ -238,3 +239,16 @@ def test_weights_beside_a_graph_are_read(tmp_path: Path) -> None:
     model = onnx.load(tmp_path / "a.onnx")
     onnx.save(model, tmp_path / "b.onnx", save_as_external_data=True, location="b.data")
     assert_same(imported(tmp_path / "b.onnx").network, network)
+
+
+def test_the_import_says_how_a_graph_was_read(tmp_path: Path) -> None:
+    exported(randomise(Other(), 11), tmp_path / "pose.onnx")
+    exported(randomise(Yolox(classes=1), 11), tmp_path / "detector.onnx", dynamic=False)
+    rows = import_checkpoints(tmp_path / "model", [tmp_path / "pose.onnx", tmp_path / "detector.onnx"])
+    said = {row.component: (row.what, row.parameters > 0) for row in rows}
+    assert said == {
+        "pose": ("a graph of keypoints in x and y, 96x64, used as the graph that it is; cannot be trained", True),
+        "pose_detector": ("a graph of a detector, 64x64, weights read into this project's network", True),
+    }
+    assert isinstance(load_component(tmp_path / "model", "pose"), GraphEstimator)
+    assert isinstance(load_component(tmp_path / "model", "pose_detector"), PersonDetector)

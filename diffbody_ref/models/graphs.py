@@ -122,8 +122,24 @@ class GraphModel(ConfiguredModel):
         return torch.float32
 
     @classmethod
+    def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """The values in a component's folder, and under `_name_or_path` the folder."""
+        values = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        (values[0] if isinstance(values, tuple) else values)["_name_or_path"] = str(pretrained_model_name_or_path)
+        return values
+
+    @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        raise TypeError(f"{cls.__name__} is a graph: a configuration alone does not make one")
+        """The graph of the folder that `load_config` read; its weights are only read when it is first run.
+
+        Raises:
+            TypeError: the configuration is of no folder, and alone does not make a graph.
+            ValueError: see `from_pretrained`.
+        """
+        if "_name_or_path" not in (config or {}):
+            raise TypeError(f"{cls.__name__} is a graph: a configuration alone does not make one")
+        network = cls.from_pretrained(config["_name_or_path"])
+        return (network, {}) if return_unused_kwargs else network
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -135,7 +151,7 @@ class GraphModel(ConfiguredModel):
         import onnx
 
         folder = Path(pretrained_model_name_or_path)
-        values, _ = cls.load_config(folder, return_unused_kwargs=True)
+        values = cls.load_config(folder)
         settings = cls.config_dataclass(**{name: v for name, v in values.items() if not name.startswith("_")})
         try:
             model = onnx.load(folder / GRAPH, load_external_data=False)
