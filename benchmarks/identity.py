@@ -16,7 +16,7 @@ import typer
 from benchmarks.timing import RESULTS
 from diffbody.cli.console import progress_bar, user_errors
 from diffbody_ref.loading import load_pipeline, model_folder
-from diffbody_ref.ops.identity import IDENTITY_THRESHOLD, compare_people
+from diffbody_ref.ops.identity import IDENTITY_THRESHOLD, PersonIdentity, compare_people
 
 QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 REGRESSION: dict[str, Any] = {
@@ -79,6 +79,10 @@ def main(
     for name, row in table.items():
         numbers = " | ".join(f"{row['quantiles'][f'{q:g}']:.3f}" for q in QUANTILES)
         print(f"| {name} | {row['number']} | {numbers} | {row['above']:.1%} |")
+    print(f"\n| pairs | {' | '.join(names)} |\n|---|{'---:|' * len(names)}")
+    for name, row in table.items():
+        cells = (f"{part['0.01']:.3f}, {part['0.5']:.3f}, {part['0.99']:.3f}" for part in row["parts"].values())
+        print(f"| {name} | {' | '.join(cells)} |")
     out.write_text(json.dumps({"model": model, "threshold": IDENTITY_THRESHOLD, "pairs": table}, indent=1) + "\n")
 
 
@@ -91,7 +95,7 @@ def _pairs(
     *,
     same: bool,
     views: bool = False,
-) -> np.ndarray:
+) -> list[PersonIdentity]:
     """Distances of all pairs of pictures of the same person or of different people.
 
     Args:
@@ -102,16 +106,27 @@ def _pairs(
     one = np.eye(len(people), dtype=bool)
     wanted = (alike & ~one if views else one) if same else ~alike
     rows, columns = np.nonzero(wanted)
-    found = compare_people(names, ours[rows], visibility[rows], theirs[columns])
-    return np.array([person.distance for person in found if person.distance is not None])
+    return compare_people(names, ours[rows], visibility[rows], theirs[columns])
 
 
-def _summary(values: np.ndarray) -> dict[str, Any]:
+def _summary(people: list[PersonIdentity]) -> dict[str, Any]:
+    known = [person for person in people if person.distance is not None]
+    values = [person.distance for person in known if person.distance is not None]
+    parts: dict[str, list[float]] = {}
+    for person in known:
+        for name, distance in person.parts.items():
+            if distance is not None:
+                parts.setdefault(name, []).append(distance)
     return {
         "number": len(values),
-        "quantiles": {f"{q:g}": float(np.quantile(values, q)) for q in QUANTILES} if len(values) else {},
-        "above": float((values > IDENTITY_THRESHOLD).mean()) if len(values) else 0.0,
+        "quantiles": _quantiles(values),
+        "above": float(np.mean([person.differs for person in known])),
+        "parts": {name: _quantiles(distances) for name, distances in parts.items()},
     }
+
+
+def _quantiles(values: list[float]) -> dict[str, float]:
+    return {f"{q:g}": float(np.quantile(values, q)) for q in QUANTILES}
 
 
 if __name__ == "__main__":

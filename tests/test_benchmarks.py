@@ -137,8 +137,11 @@ def test_pairs_of_pictures_are_of_the_people_that_are_asked_for() -> None:
     embeddings = np.eye(4, dtype=np.float32)[:, None, :]
     features = {"first": [embeddings, np.ones((4, 1), np.float32)], "second": [embeddings, np.ones((4, 1), np.float32)]}
     people = np.array([0, 0, 1, 1])
-    assert _pairs(("head",), features, "first", "second", people, same=True).max() < 1e-5
-    other_picture = _pairs(("head",), features, "first", "second", people, same=True, views=True)
-    assert len(other_picture) == 4
-    assert other_picture.min() > 0.99
-    assert len(_pairs(("head",), features, "first", "second", people, same=False)) == 8
+
+    def distances(**wanted: bool) -> list[float]:
+        pairs = _pairs(("head",), features, "first", "second", people, **wanted)  # type: ignore[arg-type]
+        return [pair.distance or 0.0 for pair in pairs]
+
+    assert max(distances(same=True)) < 1e-5
+    assert [round(distance, 2) for distance in distances(same=True, views=True)] == [1.0] * 4
+    assert len(distances(same=False)) == 8
