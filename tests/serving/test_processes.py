@@ -142,10 +142,11 @@ def test_a_server_that_hangs_is_started_again() -> None:
 def test_a_model_that_hangs_is_found() -> None:
     """A model's process that works on one batch for longer than it may: here, as it is stopped."""
     with launch("--threads", "1", "--stall-seconds", "5") as launched:
+        address = launched.address  # when all models are there
         models = children_of_all_threads(launched.triton())
         (restorer,) = (pid for pid in models if "/restorer/" in Path(f"/proc/{pid}/cmdline").read_text())
         os.kill(restorer, signal.SIGSTOP)
-        assert restores(launched.address)  # tried again until the server is new
+        assert restores(address)  # tried again until the server is new
         launched.wait_for(r"error +the server hangs \(the model restorer has worked on one batch for .*started again")
 
 
