@@ -380,7 +380,7 @@ def plot(found: Findings, path: Path) -> None:
         axes.plot(counts, [getattr(taken, name) for _, taken in found.in_a_row], color="#3b7a57", label="in a row")
         after = [crowd["resources"][name] for crowd in found.crowds]
         axes.plot(crowds, after, "o", color="#b5651d", label="after a crowd")
-        axes.set(xlabel="requests", ylabel=label, ylim=(0, None))
+        axes.set(xlabel="requests", ylabel=label, ylim=(0, 1.15 * axes.dataLim.y1))
     figure.axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
