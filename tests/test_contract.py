@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from diffbody_ref.ops.options import RestoreOptions
 from runtime.restore import Sizes
@@ -22,6 +23,7 @@ from runtime.triton import client, contract
 from runtime.triton.admission import Admission
 from runtime.triton.batching import run_in_groups
 from runtime.triton.client import InvalidRequestError
+from runtime.triton.client_errors import UnavailableError, as_client_error
 from runtime.triton.client_messages import request_tensors
 from runtime.triton.contract import (
     ANSWER,
@@ -261,6 +263,18 @@ def test_an_error_of_another_model_is_recognised_by_its_phrase() -> None:
     assert isinstance(error_from_message(contract.TIME_IS_OVER), TimeoutError)
     assert isinstance(error_from_message(contract.WAS_CANCELLED), TimeoutError)
     assert type(error_from_message("out of memory")) is RuntimeError
+
+
+def test_a_model_whose_process_has_failed_is_busy_for_who_asks() -> None:
+    """It is started again: the same request may succeed then."""
+    tritons = "Stub process 'restorer_0_0' is not healthy."
+    error = error_from_message(f"in ensemble 'pipeline', {tritons}")
+    assert isinstance(error, BusyError)
+    assert "retry later" in str(error)
+    assert "Stub" not in str(error)
+    called = as_client_error("host:1", InferenceServerException(tritons, status="StatusCode.INTERNAL"))
+    assert isinstance(called, UnavailableError)
+    assert "retry later" in str(called)
 
 
 def test_a_tensor_may_have_another_name_in_a_model() -> None:

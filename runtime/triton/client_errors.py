@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import re
 
-from runtime.triton.contract import GRPC_STATUS, MODEL, TIME_IS_OVER, WAS_CANCELLED
+from runtime.triton.contract import (
+    GRPC_STATUS,
+    MODEL,
+    MODEL_STOPPED,
+    PROCESS_FAILED,
+    TIME_IS_OVER,
+    WAS_CANCELLED,
+)
 from runtime.triton.errors import split_code
 
 # gRPC's words for a connection that failed or broke; the server's own "unavailable" tells what it is busy with.
@@ -51,6 +58,8 @@ def as_client_error(url: str, error: Exception) -> ClientError:
     line = f"{url}: {text}"
     if TIME_IS_OVER in text or WAS_CANCELLED in text:  # over HTTP with the status 400
         return DeadlineError(line)
+    if PROCESS_FAILED in text:  # of the model itself that was called
+        return UnavailableError(f"{url}: {MODEL_STOPPED}")
     if status in ("400", "StatusCode.INVALID_ARGUMENT", "StatusCode.OUT_OF_RANGE", "413"):
         return InvalidRequestError(line)
     if status in ("401", "403", "StatusCode.UNAUTHENTICATED", "StatusCode.PERMISSION_DENIED") or RESTRICTED in text:

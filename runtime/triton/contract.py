@@ -333,3 +333,5 @@ TOO_MANY_IN_FLIGHT = "requests are in flight, which is the most; retry later"
 TOO_MANY_WAITING = "requests are waiting, which is the most; retry later"
 QUEUE_IS_FULL = "maximum queue size"  # Triton's own words, as the next ones
 QUEUED_TOO_LONG = "Request timeout expired"
+PROCESS_FAILED = "Stub process"  # of Triton's, where a model's process has ended, or does not answer
+MODEL_STOPPED = "a part of the server has stopped working, and is started again; retry later"

@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 
 from runtime.triton.contract import (
+    MODEL_STOPPED,
     PIPELINE_MODEL,
+    PROCESS_FAILED,
     QUEUE_IS_FULL,
     QUEUED_TOO_LONG,
     TIME_IS_OVER,
@@ -42,6 +44,7 @@ KINDS: dict[str, type[Exception]] = {
     TOO_MANY_WAITING: BusyError,
     QUEUE_IS_FULL: BusyError,
     QUEUED_TOO_LONG: TimeoutError,
+    PROCESS_FAILED: BusyError,
 }
 """The kind of error that a phrase in a message tells."""
 
@@ -64,8 +67,9 @@ def error_from_message(message: str) -> Exception:
     if code is not None:
         kind = next((kind for kind, its in CODES.items() if its is code), RuntimeError)
         return kind(text.removeprefix(INTERNAL_ERROR))
-    kind = next((kind for phrase, kind in KINDS.items() if phrase in text), RuntimeError)
-    return kind(TIME_IS_OVER if QUEUED_TOO_LONG in text else text)
+    phrase = next((phrase for phrase in KINDS if phrase in text), "")
+    own_words = {QUEUED_TOO_LONG: TIME_IS_OVER, PROCESS_FAILED: MODEL_STOPPED}
+    return KINDS.get(phrase, RuntimeError)(own_words.get(phrase, text))
 
 
 def add_code(code: ErrorCode, message: str) -> str:
